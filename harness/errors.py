@@ -22,6 +22,7 @@ mix the two::
     │   ├── QmpError                     QEMU did not answer as QMP promises
     │   ├── HostLostError                the connection to the host is gone
     │   └── ProbeError                   the probe inside the host broke its protocol
+    ├── OracleUnavailable             -  this kernel or host cannot be asked; never a pass
     ├── UsageError                  201  bad input from the user
     ├── MachineUnfitError           202  this machine cannot run the harness
     └── Interrupted             130, 143  SIGINT or SIGTERM
@@ -158,6 +159,14 @@ class HostLostError(InfrastructureError):
 
 class ProbeError(InfrastructureError):
     """The probe inside the host broke its protocol, or failed outside the kernel's doing."""
+
+
+class OracleUnavailable(HarnessError):
+    """An oracle cannot be consulted on this kernel or host; the message says what it lacks.
+
+    The suite catches it and lists the oracle as not consulted. Where a scenario has no other
+    oracle for its claim, the scenario is skipped with this reason.
+    """
 
 
 class UsageError(HarnessError):
