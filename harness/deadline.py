@@ -42,12 +42,14 @@ class Deadline:
 
     def within(self, seconds: float) -> Deadline:
         """A deadline for a part of the same task: ``seconds`` from now, or this one if sooner."""
-        at = min(self.at, time.monotonic() + seconds)
-        return dataclasses.replace(self, at=at, seconds=min(seconds, self.seconds))
+        at = time.monotonic() + seconds
+        # Whoever is told that time ran out must hear the time that was really given.
+        return self if self.at <= at else dataclasses.replace(self, at=at, seconds=seconds)
 
     def error(self, detail: str = "") -> DeadlineError:
         """The error to raise when it has passed; ``detail`` is appended as a sentence."""
-        return DeadlineError(f"{self.what} took longer than {self.seconds:.0f} s. {detail}".strip())
+        seconds = f"{round(self.seconds, 2):g}"
+        return DeadlineError(f"{self.what} took longer than {seconds} s. {detail}".strip())
 
     def check(self, detail: str = "") -> None:
         """Raise DeadlineError if the moment has passed."""

@@ -186,7 +186,9 @@ class Interrupted(HarnessError):
 
     def __init__(self, signum: int) -> None:
         self.signum = signum
-        self.exit_code = ExitCode(128 + signum)
+        # A closed terminal (SIGHUP) ends us as SIGTERM does; 129 has no meaning of its own.
+        interrupted = signum == signal.SIGINT
+        self.exit_code = ExitCode.INTERRUPTED if interrupted else ExitCode.TERMINATED
         super().__init__(f"Interrupted by {_signal_name(signum)}.")
 
 

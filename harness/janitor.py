@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
 import signal
+import stat
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from types import TracebackType
@@ -39,11 +40,8 @@ class Janitor:
     """
 
     def __init__(self) -> None:
-        base = Path(os.environ.get("TMPDIR") or "/var/tmp")  # noqa: S108 - private below
-        if len(os.fsencode(base)) > _LONGEST_DIRECTORY - 16 or not os.access(base, os.W_OK):
-            base = Path("/tmp")  # noqa: S108 - the directory made below is private
-        self.directory = Path(tempfile.mkdtemp(prefix="mmu-", dir=base))
-        self._mark = self.directory.name
+        self._mark = f"mmu-{secrets.token_hex(6)}"
+        self.directory = _base(self._mark) / self._mark
         self._outer = os.environ.get(MARK)
         # Before the mark is set: the helper must survive its own sweep.
         environment = {key: value for key, value in os.environ.items() if key != MARK}
@@ -54,7 +52,16 @@ class Janitor:
             start_new_session=True,
         )
         os.environ[MARK] = self._mark
+        # Adopted before it exists: there is no moment in which it could be left behind.
         self.adopt(self.directory)
+        try:
+            self.directory.mkdir(mode=0o700)
+        except OSError as error:
+            self.close()
+            raise _failure(
+                f"The private directory {self.directory} cannot be made: {error.strerror}. "
+                "Point TMPDIR at a directory that can be written to."
+            ) from error
 
     def adopt(self, directory: Path) -> None:
         """Have ``directory`` removed when the run ends, however it ends."""
@@ -89,8 +96,29 @@ class Janitor:
     def _tell(self, verb: str, directory: Path) -> None:
         assert self._helper.stdin is not None
         # NUL ends a message, because a path may hold anything else.
-        self._helper.stdin.write(verb.encode() + b" " + os.fsencode(directory) + b"\0")
-        self._helper.stdin.flush()
+        message = verb.encode() + b" " + os.fsencode(directory.absolute()) + b"\0"
+        try:
+            self._helper.stdin.write(message)
+            self._helper.stdin.flush()
+        except (BrokenPipeError, ValueError):
+            raise _failure(
+                "The process that cleans up after the harness is gone, so nothing new is begun."
+            ) from None
+
+
+def _base(name: str) -> Path:
+    """Where the run's directory goes: $TMPDIR where that is writable and short enough."""
+    base = Path(os.environ.get("TMPDIR") or "/var/tmp").absolute()  # noqa: S108 - private below
+    if len(os.fsencode(base / name)) > _LONGEST_DIRECTORY or not os.access(base, os.W_OK):
+        return Path("/tmp")  # noqa: S108 - the directory made below it is private
+    return base
+
+
+def _failure(sentence: str) -> Exception:
+    # Imported here, because as the helper's script this file stands alone.
+    from harness.errors import InfrastructureError
+
+    return InfrastructureError(sentence)
 
 
 def _marked(mark: str) -> list[int]:
@@ -135,7 +163,17 @@ def main(mark: str) -> None:
                 adopted.remove(os.fsdecode(path))
     _sweep(mark)
     for directory in adopted:
-        shutil.rmtree(directory, ignore_errors=True)
+        _remove(directory)
+
+
+def _remove(directory: str) -> None:
+    """Remove a tree, directories without write permission in it included, as far as we may."""
+    shutil.rmtree(directory, ignore_errors=True)
+    # Only where that did not do: walking follows no symbolic link, so nothing else is touched.
+    for parent, _, _ in os.walk(directory):
+        with contextlib.suppress(OSError):
+            Path(parent).chmod(stat.S_IRWXU)
+    shutil.rmtree(directory, ignore_errors=True)
 
 
 if __name__ == "__main__":
