@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The content-addressed store of what is expensive to make: kernels, sources, images.
+
+An entry is a directory whose name is the digest of its key, that is of everything that went into
+it. It appears by a rename, so it is either complete or not there, and nobody changes it later.
+What must be changed in place (build trees, caches of digests) lives in plain directories, and
+whoever uses one holds a named lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import filelock
+import platformdirs
+
+from harness.errors import StoreError
+
+_ADVICE = {
+    errno.ENOSPC: "no space is left; free some, or point XDG_CACHE_HOME to a larger disk",
+    errno.EDQUOT: "your disk quota is used up; free some space, or set XDG_CACHE_HOME",
+    errno.EACCES: "permission is denied; make it writable, or set XDG_CACHE_HOME",
+    errno.EPERM: "permission is denied; make it writable, or set XDG_CACHE_HOME",
+    errno.EROFS: "its file system is read-only; set XDG_CACHE_HOME to a writable directory",
+    errno.ENOTDIR: "a part of the path is not a directory; remove it, or set XDG_CACHE_HOME",
+    errno.EEXIST: "a part of the path is not a directory; remove it, or set XDG_CACHE_HOME",
+}
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_GIB = 1 << 30
+
+
+def _nothing(_: Path) -> None:
+    """Stand in for a janitor where none is needed."""
+
+
+class Store:
+    """A cache directory, by default ``$XDG_CACHE_HOME/mmu-harness`` or ``~/.cache/mmu-harness``.
+
+    ``adopt`` and ``release`` are those of the janitor: a half-made entry is adopted, so that not
+    even SIGKILL leaves it behind. Every method raises StoreError when the directory cannot be
+    used, with a sentence that names the path and what to do.
+    """
+
+    def __init__(
+        self,
+        root: Path | None = None,
+        adopt: Callable[[Path], None] = _nothing,
+        release: Callable[[Path], None] = _nothing,
+    ) -> None:
+        self.root = (root or platformdirs.user_cache_path("mmu-harness")).absolute()
+        self._adopt = adopt
+        self._release = release
+
+    @staticmethod
+    def digest(key: Mapping[str, object]) -> str:
+        """The sha256 of the key as canonical JSON, in hex."""
+        text = json.dumps(key, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def find(self, kind: str, key: Mapping[str, object]) -> Path | None:
+        """The entry of this key if it has been made."""
+        with self._explained():
+            path = self.root / kind / self.digest(key)
+            return path if path.is_dir() else None
+
+    def entry(
+        self,
+        kind: str,
+        key: Mapping[str, object],
+        make: Callable[[Path], None],
+        *,
+        waiting: Callable[[], None] = lambda: None,
+    ) -> Path:
+        """The directory of this key; ``make`` fills an empty directory if nobody has before.
+
+        Only one process makes an entry. Others call ``waiting`` once, wait, and find it. What
+        ``make`` raises passes through, and nothing is left of the attempt.
+        """
+        if found := self.find(kind, key):
+            return found
+        digest = self.digest(key)
+        with self.lock(f"{kind}-{digest}", waiting=waiting), self._explained():
+            final = self.root / kind / digest
+            if not final.is_dir():
+                self._make(final, key, make)
+            return final
+
+    @contextlib.contextmanager
+    def lock(self, name: str, *, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """Hold the named lock among all processes; ``waiting`` is called if another holds it."""
+        with self._explained():
+            path = self.directory("locks") / f"{_file_name(name)}.lock"
+            lock = filelock.FileLock(path)
+            try:
+                lock.acquire(timeout=0)
+            except filelock.Timeout:
+                waiting()
+                lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def directory(self, name: str) -> Path:
+        """A directory that stays, whose contents may be changed by whoever holds its lock."""
+        with self._explained():
+            path = self.root / name
+            path.mkdir(parents=True, exist_ok=True)
+            return path
+
+    def require_space(self, needed: int, what: str) -> None:
+        """Raise StoreError unless ``needed`` bytes are free for ``what``."""
+        with self._explained():
+            self.root.mkdir(parents=True, exist_ok=True)
+            free = shutil.disk_usage(self.root).free
+        if free < needed:
+            raise StoreError(
+                f"{what} needs about {needed / _GIB:.1f} GiB in {self.root}, but only "
+                f"{free / _GIB:.1f} GiB are free; free some space, or point XDG_CACHE_HOME "
+                "to a larger disk."
+            )
+
+    def _make(self, final: Path, key: Mapping[str, object], make: Callable[[Path], None]) -> None:
+        scratch = final.with_name(f".{final.name}.making")
+        final.parent.mkdir(parents=True, exist_ok=True)
+        # The lock is ours, so what is there was left by a process that ended without a janitor.
+        shutil.rmtree(scratch, ignore_errors=True)
+        self._adopt(scratch)
+        try:
+            scratch.mkdir()
+            make(scratch)
+            text = json.dumps({"kind": final.parent.name, "key": key}, indent=1, sort_keys=True)
+            (scratch / "key.json").write_text(text + "\n")
+            scratch.rename(final)
+        except BaseException:
+            shutil.rmtree(scratch, ignore_errors=True)
+            raise
+        finally:
+            self._release(scratch)
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            path = Path(os.fsdecode(error.filename)) if error.filename else self.root
+            ours = path == self.root or self.root in path.parents or path in self.root.parents
+            if error.errno in _FULL or (ours and error.errno in _ADVICE):
+                raise StoreError(f"Cannot write {path}: {_ADVICE[error.errno]}.") from error
+            raise
+
+
+def _file_name(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._+-]", "-", name)
