@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""How a run looks to a person: phases while it works, a table and the verdict at the end.
+
+On a terminal, phases move; anywhere else each is one line at its start and one at its end. What
+comes from a machine under test reaches a screen as plain text only: never as markup, and with its
+control characters already escaped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import TextIO
+
+from rich.console import Console
+from rich.live import Live
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+from harness.progress import Progress
+from harness.result.outcome import Outcome
+from harness.result.record import RunRecord
+from harness.result.summary import closing_lines, failure_lines, not_consulted, scenario, table
+from harness.result.text import one_line, printable
+from harness.result.verdict import Word
+
+_STYLES = {
+    Outcome.PASS: "green",
+    Outcome.FAIL: "bold red",
+    Outcome.ERROR: "magenta",
+    Outcome.MISSING: "magenta",
+    Outcome.SKIP: "yellow",
+}
+_UPDATE_SECONDS = 30.0
+"""How often a plain log hears an update: enough that no CI system takes the job for dead."""
+
+_DEFAULT_COLUMNS = 100
+_MARKS = {True: ("✓", "ok"), False: ("✗", "FAILED")}
+
+
+def moves(stream: TextIO, environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether phases may move on ``stream``: a terminal with a person, not a CI job's."""
+    dumb = environment.get("TERM", "") in ("", "dumb")
+    return stream.isatty() and not dumb and not environment.get("CI")
+
+
+def progress(stream: TextIO, environment: Mapping[str, str] = os.environ) -> Progress:
+    """The Progress that suits ``stream``."""
+    if moves(stream, environment):
+        return Terminal(console(stream, environment))
+    return Plain(stream)
+
+
+def console(stream: TextIO, environment: Mapping[str, str] = os.environ) -> Console:
+    """A rich console on ``stream``; colours only on a terminal and without NO_COLOR."""
+    terminal = moves(stream, environment)
+    return Console(
+        file=stream,
+        force_terminal=terminal,
+        no_color=not terminal or bool(environment.get("NO_COLOR")),
+        # A log has no width; folding a command in the middle makes it useless.
+        width=None if terminal else _DEFAULT_COLUMNS,
+        highlight=False,
+        markup=False,
+        emoji=False,
+        soft_wrap=not terminal,
+    )
+
+
+class Terminal:
+    """A Progress that moves: a spinner, the time so far and the newest update.
+
+    Phases may nest; only the innermost is shown while it runs. Each stays on the screen with its
+    seconds when it ends. Safe to use from several threads.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._lock = threading.RLock()
+        self._open: list[_Phase] = []
+        self._live: Live | None = None
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Show that a phase of the work runs while the context is open."""
+        phase = _Phase(one_line(name))
+        with self._lock:
+            self._open.append(phase)
+            self._show()
+        well = False
+        try:
+            yield
+            well = True
+        finally:
+            with self._lock:
+                self._open.remove(phase)
+                self._show()
+                style = "green" if well else "red"
+                line = Text(f"{_mark(well, self._console.encoding)} ", style=style)
+                self._console.print(line.append(phase.closing(), style="default"))
+
+    def update(self, text: str) -> None:
+        """Say how far the innermost phase is."""
+        with self._lock:
+            if self._open:
+                self._open[-1].update = one_line(text, 300)
+
+    def note(self, text: str) -> None:
+        """Print a line that stays."""
+        with self._lock:
+            self._console.print(Text(f"  {_encodable(printable(text), self._console.encoding)}"))
+
+    def _show(self) -> None:
+        """Have the screen follow the innermost open phase, or nothing."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+        if self._open:
+            spinner = Spinner("dots" if _unicode(self._console.encoding) else "line")
+            moving = _Moving(self._open[-1], spinner, self._console.encoding)
+            self._live = Live(moving, console=self._console, transient=True, refresh_per_second=8)
+            self._live.start()
+
+
+class Plain:
+    """A Progress for logs: a line when a phase starts and one when it ends.
+
+    Updates are dropped except for one each 30 seconds of a phase. Every line is flushed, so that
+    a job that hangs shows where.
+    """
+
+    def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
+        self._stream = stream
+        self._clock = clock
+        self._lock = threading.RLock()
+        self._open: list[_Phase] = []
+        self._spoke = 0.0
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Print a line at the start and at the end of a phase."""
+        phase = _Phase(one_line(name), self._clock)
+        with self._lock:
+            self._open.append(phase)
+            self._spoke = self._clock()
+            self._print(f"... {phase.name}")
+        well = False
+        try:
+            yield
+            well = True
+        finally:
+            with self._lock:
+                self._open.remove(phase)
+                self._print(f"{_mark(well, self._stream.encoding)} {phase.closing()}")
+
+    def update(self, text: str) -> None:
+        """Print the text if nothing was printed for half a minute."""
+        with self._lock:
+            if self._open and self._clock() - self._spoke >= _UPDATE_SECONDS:
+                self._spoke = self._clock()
+                phase = self._open[-1]
+                self._print(f"... {phase.name}, {phase.seconds:.0f} s: {one_line(text, 300)}")
+
+    def note(self, text: str) -> None:
+        """Print a line that stays."""
+        with self._lock:
+            self._print(f"    {printable(text)}")
+
+    def _print(self, text: str) -> None:
+        self._stream.write(_encodable(text, self._stream.encoding) + "\n")
+        self._stream.flush()
+
+
+class _Phase:
+    """A phase that runs: its name, since when, and the newest word about it."""
+
+    def __init__(self, name: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self.name = name
+        self.update = ""
+        self._clock = clock
+        self._started = clock()
+
+    @property
+    def seconds(self) -> float:
+        return self._clock() - self._started
+
+    def closing(self) -> str:
+        return f"{self.name}  {self.seconds:.1f} s"
+
+
+class _Moving:
+    """What Live draws: one line, however long the update is."""
+
+    def __init__(self, phase: _Phase, spinner: Spinner, encoding: str) -> None:
+        self._phase = phase
+        self._spinner = spinner
+        self._encoding = encoding
+
+    def __rich__(self) -> Table:
+        line = Table.grid(padding=(0, 1))
+        line.add_column(no_wrap=True)
+        line.add_column(no_wrap=True)
+        line.add_column(no_wrap=True)
+        line.add_column(no_wrap=True, overflow="ellipsis")
+        line.add_row(
+            self._spinner,
+            Text(_encodable(self._phase.name, self._encoding)),
+            Text(f"{self._phase.seconds:.0f} s", style="cyan"),
+            Text(_encodable(self._phase.update, self._encoding), style="dim"),
+        )
+        return line
+
+
+def show(record: RunRecord, console: Console) -> None:
+    """Print the closing table, what failed and how to repeat it, and the verdict."""
+    console.print(_table(record, console))
+    for outcome in record.outcomes:
+        if outcome.outcome in (Outcome.FAIL, Outcome.ERROR):
+            head = f"{outcome.outcome}  {scenario(outcome)}  under {outcome.mmu}"
+            _line(console, head, _STYLES[outcome.outcome])
+            for line in failure_lines(outcome):
+                _line(console, "  " + line.replace("\n", "\n  "))
+    for sentence in not_consulted(record):
+        _line(console, sentence, "yellow")
+    counts, verdict, *reasons = closing_lines(record)
+    _line(console, counts)
+    for reason in reasons:
+        _line(console, reason)
+    style = "bold green" if record.verdict.word is Word.PASS else "bold red"
+    _line(console, verdict, style)
+
+
+def _table(record: RunRecord, console: Console) -> Table:
+    contents = table(record)
+    shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    shown.add_column("scenario", overflow="fold")
+    for mode in contents.modes:
+        shown.add_column(Text(_encodable(one_line(mode), console.encoding)), no_wrap=True)
+    for row in contents.rows:
+        cells = [
+            Text(cell.text, style=_STYLES[cell.outcome] if cell.outcome else "dim")
+            for cell in row.cells
+        ]
+        shown.add_row(Text(_encodable(row.scenario, console.encoding)), *cells)
+    return shown
+
+
+def _line(console: Console, text: str, style: str = "") -> None:
+    console.print(Text(_encodable(text, console.encoding), style=style), soft_wrap=True)
+
+
+def _mark(well: bool, encoding: str) -> str:
+    return _MARKS[well][0 if _unicode(encoding) else 1]
+
+
+def _unicode(encoding: str | None) -> bool:
+    return (encoding or "").lower().replace("-", "").startswith("utf")
+
+
+def _encodable(text: str, encoding: str | None) -> str:
+    """``text`` with what the screen cannot show as escapes, rather than an error in mid-run."""
+    encoding = encoding or "ascii"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
