@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The process that L0 talks to: JSON lines on standard input and output, one at a time.
+
+A request with a ``guest`` goes to that guest's VMM; the others are about the host itself. An
+answer that does not come in time is said to be late instead of waited for, so that the host's
+silence and a guest's silence can be told apart.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.resources
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from harness.probe import vmm
+from harness.probe.kvm import libc
+
+_MOVE_PAGES = 279
+"""The number of move_pages(2) on x86-64."""
+
+_CGROUPS = Path("/sys/fs/cgroup")
+
+
+class Guest:
+    """A VMM process and the agent's end of its connection."""
+
+    def __init__(self, cgroup: Path, pages: int, vcpus: int) -> None:
+        payload = importlib.resources.files("harness.probe").joinpath("payload.bin").read_bytes()
+        self.cgroup = cgroup
+        cgroup.mkdir()
+        ours, theirs = socket.socketpair()
+        self.pid = os.fork()
+        if self.pid == 0:
+            # Only the socket may tell the VMM to end; the agent's own input is not its business.
+            os.setsid()
+            ours.close()
+            try:
+                vmm.run_vmm(theirs, str(cgroup), pages, vcpus, payload)
+            except BaseException as error:  # noqa: BLE001 - must not return into the agent's loop
+                theirs.sendall(json.dumps({"failed": f"{type(error).__name__}: {error}"}).encode())
+            os._exit(1)
+        theirs.close()
+        self._connection = ours
+        self._received = b""
+        self._status: int | None = None
+
+    def ask(self, request: dict[str, Any], seconds: float) -> dict[str, Any]:
+        """Pass a request on; the answer says ``late`` or ``died`` when there is none."""
+        try:
+            self._connection.sendall(json.dumps(request).encode() + b"\n")
+        except (BrokenPipeError, ConnectionResetError):
+            return self._died()
+        return self.answer(seconds)
+
+    def answer(self, seconds: float) -> dict[str, Any]:
+        """The next answer within ``seconds``."""
+        until = time.monotonic() + seconds
+        while b"\n" not in self._received:
+            ready, _, _ = select.select([self._connection], [], [], max(0, until - time.monotonic()))
+            if not ready:
+                return {"late": self._where()}
+            try:
+                chunk = self._connection.recv(1 << 20)
+            except ConnectionResetError:
+                chunk = b""
+            if not chunk:
+                return self._died()
+            self._received += chunk
+        line, _, self._received = self._received.partition(b"\n")
+        reply: dict[str, Any] = json.loads(line)
+        return reply
+
+    def kill(self, signum: int) -> int:
+        """Send a signal to the VMM and return its wait status once it is gone."""
+        os.kill(self.pid, signum)
+        self._status = os.waitpid(self.pid, 0)[1]
+        return self._status
+
+    def close(self) -> None:
+        """End the VMM if it lives, and remove its cgroup once the kernel lets go of it."""
+        self._connection.close()
+        if self._status is None:
+            self.kill(signal.SIGKILL)
+        _end_group(self.cgroup)
+
+    def _died(self) -> dict[str, Any]:
+        said = self._received.decode(errors="replace")
+        if self._status is None:
+            # The connection closes a moment before the process is gone.
+            self._status = os.waitpid(self.pid, 0)[1]
+        return {"died": {"status": self._status, "said": said}}
+
+    def _where(self) -> str:
+        """Where the VMM's threads sleep in the kernel, for the report of a stall."""
+        lines = []
+        for task in sorted(Path(f"/proc/{self.pid}/task").iterdir()):
+            for name in ("wchan", "stack"):
+                try:
+                    lines.append(f"{task.name} {name}: {(task / name).read_text().strip()}")
+                except OSError as error:
+                    lines.append(f"{task.name} {name}: {error.strerror}")
+        return "\n".join(lines)
+
+
+def _end_group(cgroup: Path) -> None:
+    """Kill what is left in a cgroup and remove it."""
+    kill = cgroup / "cgroup.kill"
+    if kill.exists():
+        kill.write_text("1")
+    for _ in range(200):
+        try:
+            cgroup.rmdir()
+            return
+        except FileNotFoundError:
+            return
+        except OSError:
+            time.sleep(0.01)  # a killed process leaves its cgroup only once it is gone
+    raise OSError(f"the cgroup {cgroup} could not be removed")
+
+
+class Agent:
+    """The guests of this host, and what can be asked of the host itself."""
+
+    def __init__(self) -> None:
+        self._guests: dict[str, Guest] = {}
+        self._handlers = {
+            "create": self.create,
+            "close": self.close,
+            "kill": self.kill,
+            "read": self.read,
+            "write": self.write,
+            "exists": lambda path: Path(path).exists(),
+            "drain_lru": drain_lru,
+            "reclaim": self.reclaim,
+        }
+
+    def serve(self, requests: BinaryIO, answers: BinaryIO) -> None:
+        """Answer until the input ends, then end all guests."""
+        try:
+            for line in requests:
+                request = json.loads(line)
+                answers.write(json.dumps(self._answer(request)).encode() + b"\n")
+                answers.flush()
+        finally:
+            for name in list(self._guests):
+                self.close(name)
+
+    def create(self, name: str, pages: int, vcpus: int, seconds: float) -> dict[str, Any]:
+        """Start a guest in a memory cgroup of its own and return where it is."""
+        guest = Guest(_CGROUPS / f"mmu-{name}", pages, vcpus)
+        self._guests[name] = guest
+        return {"cgroup": str(guest.cgroup), **guest.ask({"op": "describe"}, seconds)}
+
+    def close(self, name: str) -> None:
+        """End a guest, however it is doing."""
+        self._guests.pop(name).close()
+
+    def kill(self, name: str, signum: int) -> int:
+        """Send a signal to a guest's VMM; returns the wait status. The guest must be closed yet."""
+        return self._guests[name].kill(signum)
+
+    def read(self, path: str) -> str:
+        """The text of a file of the host."""
+        return Path(path).read_text(errors="replace")
+
+    def write(self, path: str, text: str) -> None:
+        """Write a control file of the host in one write(2)."""
+        fd = os.open(path, os.O_WRONLY | os.O_TRUNC)
+        try:
+            os.write(fd, text.encode())
+        finally:
+            os.close(fd)
+
+    def reclaim(self, cgroup: str, size: int) -> bool:
+        """Ask the kernel to reclaim ``size`` bytes of a cgroup; whether it could reclaim all.
+
+        memory.reclaim appeared with commit 94968384dde1 ("memcg: introduce per-memcg reclaim
+        interface") (in v5.19).
+        """
+        try:
+            self.write(f"{cgroup}/memory.reclaim", str(size))
+        except BlockingIOError:  # EAGAIN: less than asked for was reclaimed
+            return False
+        return True
+
+    def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        name = request.pop("guest", None)
+        if name is None:
+            return vmm.answer(self._handlers, request)
+        seconds = request.pop("within")
+        if name not in self._guests:
+            return {"error": {"kind": "KeyError", "errno": None, "text": f"no guest {name}"}}
+        return self._guests[name].ask(request, seconds)
+
+
+def drain_lru() -> None:
+    """Have every CPU give back the page references that its LRU batches hold.
+
+    move_pages(2) does that before it looks at the first page, on all CPUs: do_pages_move() begins
+    with lru_cache_disable(), read in 6.1 and 6.12. So it is called with no pages to move.
+    """
+    nodes = (ctypes.c_int * 1)(0)
+    status = (ctypes.c_int * 1)(0)
+    pages = (ctypes.c_void_p * 1)(0)
+    result = libc.syscall(_MOVE_PAGES, 0, ctypes.c_ulong(0), pages, nodes, status, 0)
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def main() -> None:
+    """Greet, then serve."""
+    answers = sys.stdout.buffer
+    nonce = sys.argv[1]
+    answers.write(json.dumps({"hello": nonce, "pid": os.getpid()}).encode() + b"\n")
+    answers.flush()
+    Agent().serve(sys.stdin.buffer, answers)

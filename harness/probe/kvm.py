@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The part of the KVM API that the probe needs, through ctypes on /dev/kvm.
+
+Numbers and structures are those of include/uapi/linux/kvm.h and arch/x86/include/uapi/asm/kvm.h,
+which are ABI.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import struct
+
+libc = ctypes.CDLL(None, use_errno=True)
+libc.ioctl.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p]
+libc.ioctl.restype = ctypes.c_int
+
+_KVMIO = 0xAE
+
+
+def _io(number: int) -> int:
+    return (_KVMIO << 8) | number
+
+
+def _ior(number: int, size: int) -> int:
+    return (2 << 30) | (size << 16) | _io(number)
+
+
+def _iow(number: int, size: int) -> int:
+    return (1 << 30) | (size << 16) | _io(number)
+
+
+class MemoryRegion(ctypes.Structure):
+    """struct kvm_userspace_memory_region; a size of 0 deletes the slot."""
+
+    _fields_ = (
+        ("slot", ctypes.c_uint32),
+        ("flags", ctypes.c_uint32),
+        ("guest_phys_addr", ctypes.c_uint64),
+        ("memory_size", ctypes.c_uint64),
+        ("userspace_addr", ctypes.c_uint64),
+    )
+
+
+class Regs(ctypes.Structure):
+    """struct kvm_regs."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_uint64)
+        for name in (
+            "rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rsp", "rbp",
+            "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15", "rip", "rflags",
+        )
+    )  # fmt: skip
+
+
+class Segment(ctypes.Structure):
+    """struct kvm_segment."""
+
+    _fields_ = (
+        ("base", ctypes.c_uint64),
+        ("limit", ctypes.c_uint32),
+        ("selector", ctypes.c_uint16),
+        *((name, ctypes.c_uint8) for name in
+          ("type", "present", "dpl", "db", "s", "l", "g", "avl", "unusable", "padding")),
+    )  # fmt: skip
+
+
+class Dtable(ctypes.Structure):
+    """struct kvm_dtable."""
+
+    _fields_ = (
+        ("base", ctypes.c_uint64),
+        ("limit", ctypes.c_uint16),
+        ("padding", ctypes.c_uint16 * 3),
+    )
+
+
+class Sregs(ctypes.Structure):
+    """struct kvm_sregs."""
+
+    _fields_ = (
+        *((name, Segment) for name in ("cs", "ds", "es", "fs", "gs", "ss", "tr", "ldt")),
+        ("gdt", Dtable),
+        ("idt", Dtable),
+        *((name, ctypes.c_uint64)
+          for name in ("cr0", "cr2", "cr3", "cr4", "cr8", "efer", "apic_base")),
+        ("interrupt_bitmap", ctypes.c_uint64 * 4),
+    )  # fmt: skip
+
+
+class Run(ctypes.Structure):
+    """The head of struct kvm_run, up to the part of the exit union that the probe reads."""
+
+    _fields_ = (
+        ("request_interrupt_window", ctypes.c_uint8),
+        ("immediate_exit", ctypes.c_uint8),
+        ("padding1", ctypes.c_uint8 * 6),
+        ("exit_reason", ctypes.c_uint32),
+        ("ready_for_interrupt_injection", ctypes.c_uint8),
+        ("if_flag", ctypes.c_uint8),
+        ("flags", ctypes.c_uint16),
+        ("cr8", ctypes.c_uint64),
+        ("apic_base", ctypes.c_uint64),
+        # Of the union only the first words are read: for KVM_EXIT_MMIO word 0 is phys_addr, for
+        # KVM_EXIT_MEMORY_FAULT word 1 is the gpa.
+        ("exit", ctypes.c_uint64 * 4),
+    )
+
+
+_MOST_CPUID_ENTRIES = 256
+_CPUID_BYTES = 8 + 40 * _MOST_CPUID_ENTRIES
+
+GET_API_VERSION = _io(0x00)
+CREATE_VM = _io(0x01)
+CHECK_EXTENSION = _io(0x03)
+GET_VCPU_MMAP_SIZE = _io(0x04)
+GET_SUPPORTED_CPUID = _ior(0x05, 8) | _iow(0x05, 8)
+CREATE_VCPU = _io(0x41)
+SET_USER_MEMORY_REGION = _iow(0x46, ctypes.sizeof(MemoryRegion))
+SET_TSS_ADDR = _io(0x47)
+RUN = _io(0x80)
+SET_REGS = _iow(0x82, ctypes.sizeof(Regs))
+GET_SREGS = _ior(0x83, ctypes.sizeof(Sregs))
+SET_SREGS = _iow(0x84, ctypes.sizeof(Sregs))
+SET_CPUID2 = _iow(0x90, 8)
+GET_STATS_FD = _io(0xCE)
+
+EXIT_IO = 2
+EXIT_MMIO = 6
+EXIT_SHUTDOWN = 8
+EXIT_NAMES = {
+    0: "UNKNOWN", 1: "EXCEPTION", 2: "IO", 5: "HLT", 6: "MMIO", 8: "SHUTDOWN", 9: "FAIL_ENTRY",
+    10: "INTR", 17: "INTERNAL_ERROR", 24: "SYSTEM_EVENT", 39: "MEMORY_FAULT",
+}  # fmt: skip
+
+
+def ioctl(fd: int, request: int, argument: object = None) -> int:
+    """Call ioctl(2) with the GIL released; raises OSError."""
+    result: int = libc.ioctl(fd, request, argument)
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return result
+
+
+def ioctl_number(fd: int, request: int, argument: int = 0) -> int:
+    """Like ioctl, for requests whose argument is a number instead of a pointer."""
+    return ioctl(fd, request, ctypes.c_void_p(argument))
+
+
+def supported_cpuid(kvm_fd: int) -> ctypes.Array[ctypes.c_char]:
+    """struct kvm_cpuid2 with everything that KVM can offer, ready for SET_CPUID2."""
+    buffer = ctypes.create_string_buffer(_CPUID_BYTES)
+    struct.pack_into("<I", buffer, 0, _MOST_CPUID_ENTRIES)
+    ioctl(kvm_fd, GET_SUPPORTED_CPUID, ctypes.addressof(buffer))
+    return buffer
+
+
+class Statistics:
+    """The counters of a VM or a vcpu, by name, read without disturbing it.
+
+    Opened before the vcpu first runs, because a vcpu's ioctls wait until it leaves KVM_RUN.
+    Raises OSError with ENOTTY before commit fcfe1baeddbf ("KVM: stats: Support binary stats
+    retrieval for a VM") (in v5.14). Histograms (more than one value) are left out.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._fd = ioctl_number(fd, GET_STATS_FD)
+        _, name_bytes, count, _, at, self._at_data = struct.unpack("<6I", os.pread(self._fd, 24, 0))
+        size = 16 + name_bytes
+        descriptors = os.pread(self._fd, size * count, at)
+        self._offsets: dict[str, int] = {}
+        self._data_bytes = 0
+        for start in range(0, len(descriptors), size):
+            _, _, values, offset, _ = struct.unpack_from("<IhHII", descriptors, start)
+            self._data_bytes = max(self._data_bytes, offset + 8 * values)
+            if values == 1:
+                name = descriptors[start + 16 : start + size].split(b"\0", 1)[0].decode()
+                self._offsets[name] = offset
+
+    def read(self) -> dict[str, int]:
+        """The counters as they stand."""
+        data = os.pread(self._fd, self._data_bytes, self._at_data)
+        return {
+            name: struct.unpack_from("<Q", data, offset)[0]
+            for name, offset in self._offsets.items()
+        }
+
+
+def refused(error: OSError) -> bool:
+    """Whether KVM_RUN failed because the primary MMU refuses the access (EFAULT)."""
+    return error.errno == errno.EFAULT

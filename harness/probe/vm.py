@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A virtual machine whose only software is the payload, and vcpus that obey orders."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import mmap
+import os
+import queue
+import signal
+import struct
+import threading
+import time
+from typing import Any
+
+from harness.probe import kvm, layout
+from harness.probe.memory import map_anonymous
+
+_TSS_GPA = 0xFFFBD000
+_CODE_SEGMENT = {"type": 11, "present": 1, "s": 1, "l": 1, "g": 1, "limit": 0xFFFFFFFF}
+_DATA_SEGMENT = {"type": 3, "present": 1, "s": 1, "db": 1, "g": 1, "limit": 0xFFFFFFFF}
+_CR0 = 0x80050033  # PG AM WP NE ET MP PE
+_CR4_PAE = 0x20
+_EFER = 0x500  # LME LMA
+_CONTROL_SLOT = 0
+MEMORY_SLOT = 1
+
+
+class VirtualMachine:
+    """A VM with a control memslot of its own; the memory under test is put in by set_slot."""
+
+    def __init__(self, vcpus: int, payload: bytes) -> None:
+        if not 1 <= vcpus <= layout.MOST_VCPUS:
+            raise ValueError(f"a probe guest has 1 to {layout.MOST_VCPUS} vcpus, not {vcpus}")
+        self.kvm_fd = os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)
+        self.fd = kvm.ioctl_number(self.kvm_fd, kvm.CREATE_VM)
+        kvm.ioctl_number(self.fd, kvm.SET_TSS_ADDR, _TSS_GPA)
+        self.control = map_anonymous(layout.CONTROL_BYTES)
+        ctypes.memset(self.control, 0, layout.CONTROL_BYTES)
+        self._identity_map()
+        ctypes.memmove(self.control + layout.CODE_GPA, payload, len(payload))
+        self.set_slot(_CONTROL_SLOT, layout.CONTROL_GPA, self.control, layout.CONTROL_BYTES)
+        self.statistics = kvm.Statistics(self.fd)
+        self.vcpus = [Vcpu(self, index) for index in range(vcpus)]
+
+    def set_slot(self, slot: int, gpa: int, hva: int, size: int) -> None:
+        """Create, move or (with a size of 0) delete a memslot."""
+        region = kvm.MemoryRegion(slot, 0, gpa, size, hva)
+        kvm.ioctl(self.fd, kvm.SET_USER_MEMORY_REGION, ctypes.addressof(region))
+
+    def list_words(self, vcpu: int, count: int) -> list[int]:
+        """The first ``count`` answers of a vcpu's last READ."""
+        address = self.control + layout.LIST_GPA + vcpu * layout.LIST_BYTES
+        return (ctypes.c_uint64 * count).from_address(address)[:]
+
+    def _identity_map(self) -> None:
+        """Write the guest's own page tables: identity, writable, 2 MiB pages."""
+        tables = layout.PAGE_TABLES_GPA
+        flags = 0x3
+        pdpt = tables + layout.PAGE_BYTES
+
+        def entry(table: int, index: int, value: int) -> None:
+            struct.pack_into("<Q", self._bytes(table), index * 8, value)
+
+        entry(tables, 0, pdpt | flags)
+        for gib in range(layout.MAPPED_GIB):
+            directory = pdpt + (1 + gib) * layout.PAGE_BYTES
+            entry(pdpt, gib, directory | flags)
+            for index in range(512):
+                page = (gib * 512 + index) * layout.LARGE_PAGE_BYTES
+                entry(directory, index, page | flags | 0x80)
+
+    def _bytes(self, gpa: int) -> ctypes.Array[ctypes.c_char]:
+        return (ctypes.c_char * layout.PAGE_BYTES).from_address(self.control + gpa)
+
+
+class Vcpu:
+    """One vcpu with a thread of its own, which sits in KVM_RUN while an order is carried out."""
+
+    def __init__(self, machine: VirtualMachine, index: int) -> None:
+        self.index = index
+        self.fd = kvm.ioctl_number(machine.fd, kvm.CREATE_VCPU, index)
+        self.statistics = kvm.Statistics(self.fd)
+        size = kvm.ioctl_number(machine.kvm_fd, kvm.GET_VCPU_MMAP_SIZE)
+        self._map = mmap.mmap(self.fd, size, mmap.MAP_SHARED)
+        self._run = kvm.Run.from_buffer(self._map)
+        address = machine.control + layout.MAILBOX_GPA + index * layout.PAGE_BYTES
+        self.mailbox = layout.Mailbox.from_address(address)
+        # From v6.12 on KVM_SET_SREGS refuses long mode unless the vcpu's CPUID offers it.
+        cpuid = kvm.supported_cpuid(machine.kvm_fd)
+        kvm.ioctl(self.fd, kvm.SET_CPUID2, ctypes.addressof(cpuid))
+        self._set_sregs()
+        self._restart()
+        self._orders: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self._reports: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self._kicked = False
+        self._refusals = 0
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def order(self, orders: dict[str, Any]) -> None:
+        """Begin an operation: mailbox fields, and ``patient`` to try refused accesses again."""
+        self._kicked = False
+        self._refusals = 0
+        ctypes.memset(ctypes.addressof(self.mailbox), 0, ctypes.sizeof(self.mailbox))
+        for name, value in orders.items():
+            if name != "patient":
+                setattr(self.mailbox, name, value)
+        self._orders.put(orders)
+
+    def progress(self) -> dict[str, int]:
+        """The mailbox as it stands, and the refusals so far; may be asked at any time."""
+        names = [name for name, *_ in self.mailbox._fields_]
+        counters = {name: getattr(self.mailbox, name) for name in names}
+        return {**counters, "refusals": self._refusals}
+
+    def report(self, seconds: float) -> dict[str, Any] | None:
+        """How the operation ended, or None if it has not after ``seconds``.
+
+        ``end`` is ``done``, ``refused`` (with ``how``), ``crashed`` (with ``how``) or ``kicked``.
+        """
+        try:
+            return self._reports.get(timeout=seconds)
+        except queue.Empty:
+            return None
+
+    def kick(self) -> None:
+        """Make KVM_RUN return, whatever the vcpu is doing."""
+        self._kicked = True
+        self._run.immediate_exit = 1
+        if self._thread.ident is not None:
+            signal.pthread_kill(self._thread.ident, signal.SIGUSR1)
+
+    def _serve(self) -> None:
+        while True:
+            orders = self._orders.get()
+            try:
+                end = self._carry_out(bool(orders.get("patient")))
+            except OSError as error:
+                end = {"end": "crashed", "how": f"KVM_RUN: {error.strerror}"}
+            if end["end"] != "done":
+                self._abandon()
+            self._reports.put({**end, **self.progress()})
+
+    def _carry_out(self, patient: bool) -> dict[str, Any]:
+        while True:
+            try:
+                kvm.ioctl_number(self.fd, kvm.RUN)
+            except OSError as error:
+                if error.errno == errno.EINTR and not self._kicked:
+                    continue
+                if error.errno == errno.EINTR:
+                    return {"end": "kicked"}
+                if not kvm.refused(error):
+                    raise
+                if not patient:
+                    return {"end": "refused", "how": "EFAULT"}
+                self._refusals += 1
+                # Nothing announces that the VMM's memory became accessible again.
+                time.sleep(0.001)
+                if self._kicked:
+                    return {"end": "kicked"}
+                continue
+            reason = self._run.exit_reason
+            if reason == kvm.EXIT_IO:
+                return {"end": "done"}
+            if reason == kvm.EXIT_MMIO:
+                return {"end": "refused", "how": "KVM_EXIT_MMIO"}
+            name = kvm.EXIT_NAMES.get(reason, str(reason))
+            return {"end": "crashed", "how": f"KVM_EXIT_{name}"}
+
+    def _abandon(self) -> None:
+        """Leave an operation in the middle: complete a pending exit, then start over."""
+        self._run.immediate_exit = 1
+        try:
+            kvm.ioctl_number(self.fd, kvm.RUN)
+        except OSError:
+            pass  # EINTR is what immediate_exit asks for.
+        self._run.immediate_exit = 0
+        self._restart()
+
+    def _restart(self) -> None:
+        """Put the vcpu at the payload's entry with its number in rdi."""
+        regs = kvm.Regs(
+            rip=layout.CODE_GPA,
+            rsp=layout.STACK_TOP_GPA + (self.index + 1) * layout.PAGE_BYTES - 8,
+            rdi=self.index,
+            rflags=2,
+        )
+        kvm.ioctl(self.fd, kvm.SET_REGS, ctypes.addressof(regs))
+
+    def _set_sregs(self) -> None:
+        sregs = kvm.Sregs()
+        kvm.ioctl(self.fd, kvm.GET_SREGS, ctypes.addressof(sregs))
+        for name, values in (("cs", _CODE_SEGMENT), *((n, _DATA_SEGMENT) for n in ("ds", "es", "ss"))):
+            segment = getattr(sregs, name)
+            for field, value in values.items():
+                setattr(segment, field, value)
+            segment.selector = 0x8 if name == "cs" else 0x10
+        sregs.cr0 = _CR0
+        sregs.cr3 = layout.PAGE_TABLES_GPA
+        sregs.cr4 = _CR4_PAE
+        sregs.efer = _EFER
+        kvm.ioctl(self.fd, kvm.SET_SREGS, ctypes.addressof(sregs))
