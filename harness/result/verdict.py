@@ -195,8 +195,11 @@ def _broken(
     yield from _errors(outcomes)
     # A run that was stopped leaves tests unreported and hosts unanswered; the stop is the reason.
     explained = [exit_code(problem) for problem in problems]
-    explained += [outcome.code for outcome in outcomes if outcome.code is not None]
-    explained = [code for code in explained if code is not ExitCode.FAIL]
+    explained += [
+        outcome.code
+        for outcome in outcomes
+        if outcome.outcome is Outcome.ERROR and outcome.code is not None
+    ]
     yield from _missing(outcomes, explained)
     yield from _unproven(outcomes, evidence, explained)
 

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What people see: moving on a terminal, plain elsewhere, and never what a guest commands."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import io
+
+import pytest
+
+from harness import display
+from harness.result.outcome import OracleReport, OracleStatus, Outcome, Request, TestOutcome
+from harness.result.record import HostRun, KernelFacts, MachineFacts, RunRecord
+from harness.result.verdict import Evidence, judge
+
+
+class Tty(io.StringIO):
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return "utf-8"
+
+    def isatty(self) -> bool:
+        return True
+
+
+class Latin(io.StringIO):
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return "iso-8859-1"
+
+
+@pytest.mark.parametrize(
+    ("stream", "environment", "moving"),
+    [
+        (Tty(), {"TERM": "xterm"}, True),
+        (Tty(), {"TERM": "xterm", "CI": "true"}, False),
+        (Tty(), {"TERM": "dumb"}, False),
+        (Tty(), {}, False),
+        (io.StringIO(), {"TERM": "xterm"}, False),
+    ],
+)
+def test_only_a_person_at_a_terminal_sees_things_move(
+    stream: io.StringIO, environment: dict[str, str], *, moving: bool
+) -> None:
+    assert isinstance(display.progress(stream, environment), display.Terminal) is moving
+
+
+def test_a_plain_log_has_a_line_at_the_start_and_the_end_of_a_phase() -> None:
+    stream = Latin()
+    clock = iter(range(0, 1000, 1)).__next__
+    progress = display.Plain(stream, lambda: float(clock()))
+    with progress.phase("booting"):
+        progress.note("tcg, because")
+        progress.update("dropped")
+    with pytest.raises(ValueError, match="no"), progress.phase("testing"):
+        raise ValueError("no")
+    lines = stream.getvalue().splitlines()
+    assert lines[0:2] == ["... booting", "    tcg, because"]
+    assert lines[2].startswith("ok booting  ")
+    assert lines[3] == "... testing"
+    assert lines[4].startswith("FAILED testing  ")
+    assert len(lines) == 5
+
+
+def test_updates_in_a_plain_log_come_twice_a_minute() -> None:
+    stream = Latin()
+    now = 0.0
+    progress = display.Plain(stream, lambda: now)
+    with progress.phase("building"):
+        for second in range(100):
+            now = float(second)
+            progress.update(f"file {second}")
+    spoken = [line for line in stream.getvalue().splitlines() if "file" in line]
+    assert spoken == [f"... building, {at} s: file {at}" for at in (30, 60, 90)]
+
+
+def test_the_screen_that_cannot_show_a_character_gets_an_escape() -> None:
+    stream = Latin()
+    display.Plain(stream).note("世 ü \x1b[31m")
+    assert stream.getvalue() == "    \\u4e16 ü \\x1b[31m\n"
+
+
+def test_finished_phases_stay_on_a_terminal() -> None:
+    stream = Tty()
+    progress = display.progress(stream, {"TERM": "xterm", "NO_COLOR": "1"})
+    with progress.phase("outer"):
+        with progress.phase("inner"):
+            progress.update("half")
+        progress.note("said [bold]once[/bold] \x1b]0;title\x07")
+    shown = stream.getvalue()
+    assert "✓ inner  0.0 s" in shown
+    assert "✓ outer  0.0 s" in shown
+    assert "said [bold]once[/bold] \\x1b]0;title\\x07" in shown
+    assert "\x1b]0;" not in shown
+
+
+@pytest.fixture
+def record() -> RunRecord:
+    name = "tests/kvm/test_fork.py::test_child[tdp-anon]"
+    report = OracleReport("references", OracleStatus.VIOLATED, "1 reference", "2 [red]\x1b[31m")
+    outcome = TestOutcome(
+        name,
+        Outcome.FAIL,
+        "tdp",
+        "anon",
+        1.0,
+        (report,),
+        message="one too many",
+        page=7,
+        command=("./run", "check", "--kernel", "x" * 200),
+    )
+    evidence = Evidence("tdp", "tdp", "n", "n", log_end_mark=True)
+    now = datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC)
+    return RunRecord(
+        judge([Request(name, "tdp", "anon")], [outcome], [evidence]),
+        (outcome,),
+        KernelFacts("deb:linux-source-6.12"),
+        MachineFacts("x86_64", 2),
+        (HostRun(evidence),),
+        ("./run", "check"),
+        now,
+        now,
+    )
+
+
+def shown(record: RunRecord, stream: io.StringIO, environment: dict[str, str]) -> str:
+    display.show(record, display.console(stream, environment))
+    return stream.getvalue()
+
+
+def test_the_end_of_a_log_is_the_table_the_failure_and_the_verdict(record: RunRecord) -> None:
+    text = shown(record, io.StringIO(), {})
+    lines = [line.rstrip() for line in text.splitlines()]
+    assert lines[0].split() == ["scenario", "tdp"]
+    assert "fork: child [anon]  fail 1.0 s" in lines
+    assert "  oracle:   references, guest page 7" in lines
+    assert "  expected: 1 reference" in lines
+    assert "  seen:     2 [red]\\x1b[31m" in lines
+    assert f"  repeat:   ./run check --kernel {'x' * 200}" in lines
+    assert lines[-1] == "FAIL (exit code 1)"
+    assert "\x1b" not in text
+
+
+def test_colour_is_for_terminals_and_can_be_refused(record: RunRecord) -> None:
+    assert "\x1b[1;31mFAIL" in shown(record, Tty(), {"TERM": "xterm"})
+    refused = shown(record, Tty(), {"TERM": "xterm", "NO_COLOR": "1"})
+    assert "31m" not in refused.replace("\\x1b[31m", "")
+
+
+def test_a_pass_is_shown_as_one(record: RunRecord) -> None:
+    agrees = OracleReport("references", OracleStatus.AGREES)
+    passed = dataclasses.replace(
+        record.outcomes[0], outcome=Outcome.PASS, oracles=(agrees,), oracle=None
+    )
+    verdict = judge([], [passed], [run.evidence for run in record.hosts])
+    text = shown(
+        dataclasses.replace(record, outcomes=(passed,), verdict=verdict), io.StringIO(), {}
+    )
+    assert text.splitlines()[-1] == "PASS (exit code 0)"
+    assert "oracle:" not in text
