@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Run git so that neither its environment nor its configuration changes what it does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from harness.command import Completed, require, run
+from harness.deadline import Deadline
+
+# A hook, or git itself during rebase --exec, leaves these behind for its children.
+_INHERITED = (
+    "GIT_DIR",
+    "GIT_WORK_TREE",
+    "GIT_INDEX_FILE",
+    "GIT_PREFIX",
+    "GIT_COMMON_DIR",
+    "GIT_OBJECT_DIRECTORY",
+)
+_SECONDS = 120.0
+
+
+def in_checkout(directory: Path, *arguments: str) -> Completed:
+    """Run git in a checkout of the user, without writing to it; the status is not checked."""
+    settings = (
+        # The checkout may belong to another user than the one who runs the harness (root).
+        "-c",
+        "safe.directory=*",
+        # It may name a program, and a tree under test is not to be trusted with that.
+        "-c",
+        "core.fsmonitor=false",
+    )
+    return _git((*settings, *arguments), directory, {"GIT_OPTIONAL_LOCKS": "0"})
+
+
+def outside_checkout(directory: Path, *arguments: str) -> Completed:
+    """Run git in a directory as if it lay in no repository; the status is not checked.
+
+    Inside of a repository ``git apply`` silently skips files that are not below the current
+    directory of that repository.
+    """
+    environment = {
+        "GIT_CEILING_DIRECTORIES": str(directory.parent),
+        "GIT_CONFIG_NOSYSTEM": "1",
+        "GIT_CONFIG_GLOBAL": "/dev/null",
+    }
+    return _git(arguments, directory, environment)
+
+
+def _git(arguments: tuple[str, ...], directory: Path, environment: dict[str, str]) -> Completed:
+    unset = [word for name in _INHERITED for word in ("-u", name)]
+    return run(
+        ["env", *unset, require("git", "git"), *arguments],
+        Deadline.after(_SECONDS, f"git {arguments[0]}"),
+        cwd=directory,
+        env={"LC_ALL": "C.UTF-8", **environment},
+        check=False,
+    )

@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Run the kernel's make: reproducible, with ccache where there is one, and with a readable end."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from harness.command import Completed, require, run, run_logged
+from harness.deadline import Deadline
+from harness.errors import BuildError, KconfigError, MachineUnfitError, StoreError
+from harness.progress import Progress
+
+_CONFIGURE_SECONDS = 600.0
+_BUILD_SECONDS = 6 * 3600.0
+_INSTALL_SECONDS = 600.0
+
+_FIRST_BUILD_STEPS = 1860
+"""Lines with a compiler or linker step in a first build of 6.12 with kernel-config/."""
+
+_TOOLS = {
+    "make": "make",
+    "gcc": "gcc",
+    "ld": "binutils",
+    "flex": "flex",
+    "bison": "bison",
+    "bc": "bc",
+    "perl": "perl",
+    "depmod": "kmod",
+}
+_HEADERS = {"gelf.h": "libelf-dev", "libelf.h": "libelf-dev", "openssl/": "libssl-dev"}
+
+# A user's shell, a hook or an outer make may have set these, and each changes the build.
+_INHERITED = (
+    *("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "GNUMAKEFLAGS"),
+    *("ARCH", "CROSS_COMPILE", "LLVM", "LLVM_IAS", "O", "KBUILD_OUTPUT", "KBUILD_SRC"),
+    *("KCFLAGS", "KAFLAGS", "KCPPFLAGS", "CFLAGS_KERNEL", "KCONFIG_CONFIG", "KERNELVERSION"),
+    *(
+        "V",
+        "KBUILD_VERBOSE",
+        "W",
+        "C",
+        "CF",
+        "M",
+        "LOCALVERSION",
+        "INSTALL_PATH",
+        "INSTALL_MOD_PATH",
+    ),
+    *("CC", "LD", "AS", "AR", "NM", "HOSTCC", "HOSTCFLAGS", "KBUILD_EXTRA_WARN", "KBUILD_EXTMOD"),
+)
+
+_STEP = re.compile(r"  ([A-Z]+)(?: \[M\])? +(\S+)")
+_ERROR = re.compile(r"(?:\berror\b|\bfatal\b|undefined reference|No rule to make target|not found)")
+_MAKE_ERROR = re.compile(r"make(\[\d+\])?: \*\*\* ")
+_NO_SPACE = "No space left on device"
+
+
+@dataclasses.dataclass(frozen=True)
+class Toolchain:
+    """What compiles: the versions are part of a kernel's key; ``ccache`` is not."""
+
+    compiler: str
+    linker: str
+    ccache: bool
+
+
+def toolchain() -> Toolchain:
+    """The compiler of this machine; raises MachineUnfitError where there is none."""
+    compiler, linker = (_version(require(program, _TOOLS[program])) for program in ("gcc", "ld"))
+    return Toolchain(compiler, linker, shutil.which("ccache") is not None)
+
+
+def require_tools() -> None:
+    """Raise MachineUnfitError, naming the package, if a program that a build needs lacks."""
+    for program, package in _TOOLS.items():
+        require(program, package)
+
+
+def check_path(tree: Path) -> None:
+    """Raise StoreError if the kernel cannot be built at this path."""
+    if strange := re.search(r"[\s:$#%'\"\\;&|()<>*?`]", str(tree)):
+        raise StoreError(
+            f'A kernel cannot be built below {tree}, because of the "{strange[0]}" in that path; '
+            "point XDG_CACHE_HOME to a directory without blanks and special characters."
+        )
+
+
+class Make:
+    """The kernel's make in one tree, with all output in one log."""
+
+    def __init__(self, tree: Path, log: Path, tools: Toolchain) -> None:
+        self._tree = tree
+        self._log = log
+        self._ccache = tools.ccache
+
+    def configure(self, requested: Path) -> None:
+        """Make a .config: everything off, except what ``requested`` says and selects."""
+        done = self._run(
+            ["allnoconfig"],
+            Deadline.after(_CONFIGURE_SECONDS, "Configuring the kernel"),
+            {"KCONFIG_ALLCONFIG": str(requested)},
+        )
+        if done.status != 0:
+            watch = _Watch(lambda _: None)
+            for line in self._log.read_text(errors="replace").splitlines():
+                watch(line)
+            raise KconfigError(f"make allnoconfig failed: {watch.reason}. The log is {self._log}.")
+
+    def build(self, jobs: int, progress: Progress) -> None:
+        """Build the image and the modules; raises BuildError with the first error and the log."""
+        first = not (self._tree / "vmlinux").exists()
+        estimate = f" of about {_FIRST_BUILD_STEPS}" if first else ""
+        watch = _Watch(lambda count: progress.update(f"{count}{estimate} steps"))
+        done = self._run(
+            [f"-j{jobs}", "bzImage", "modules"],
+            Deadline.after(_BUILD_SECONDS, "Building the kernel"),
+            on_line=watch,
+        )
+        if done.status == 0:
+            return
+        if watch.full:
+            raise StoreError(
+                f"No space is left for building in {self._tree}; free some, or point "
+                f"XDG_CACHE_HOME to a larger disk. The log is {self._log}."
+            )
+        for header, package in _HEADERS.items():
+            if f"{header}" in watch.reason and "No such file" in watch.reason:
+                raise MachineUnfitError(
+                    f"The kernel's build needs {header}; install the Debian package {package}."
+                )
+        raise BuildError(f"The kernel does not build: {watch.reason}. The log is {self._log}.")
+
+    def install_modules(self, directory: Path) -> None:
+        """Install the stripped modules, without an index, below ``directory``/lib/modules."""
+        done = self._run(
+            [
+                "modules_install",
+                f"INSTALL_MOD_PATH={directory}",
+                "INSTALL_MOD_STRIP=1",
+                # The index is made later, in the same way for all kinds of kernels.
+                "DEPMOD=true",
+            ],
+            Deadline.after(_INSTALL_SECONDS, "Installing the modules"),
+        )
+        if done.status != 0:
+            raise BuildError(f"The modules cannot be installed; the log is {self._log}.")
+
+    def _run(
+        self,
+        targets: list[str],
+        deadline: Deadline,
+        environment: dict[str, str] | None = None,
+        on_line: Callable[[str], None] | None = None,
+    ) -> Completed:
+        unset = [word for name in _INHERITED for word in ("-u", name)]
+        return run_logged(
+            ["env", *unset, require("make", "make"), *self._variables(), *targets],
+            deadline,
+            self._log,
+            cwd=self._tree,
+            env={**self._environment(), **(environment or {})},
+            on_line=on_line,
+        )
+
+    def _variables(self) -> tuple[str, ...]:
+        compiler = ("CC=ccache gcc", "HOSTCC=ccache gcc") if self._ccache else ()
+        # The same source gives the same image: no time, no user, no host, no count of builds.
+        return (
+            "ARCH=x86_64",
+            "LOCALVERSION=",
+            "KBUILD_BUILD_TIMESTAMP=@0",
+            "KBUILD_BUILD_USER=mmu-harness",
+            "KBUILD_BUILD_HOST=mmu-harness",
+            "KBUILD_BUILD_VERSION=1",
+            *compiler,
+        )
+
+    def _environment(self) -> dict[str, str]:
+        # Build trees of several kernels have different paths, and most of their files in common.
+        return {
+            "LC_ALL": "C",
+            "CCACHE_BASEDIR": str(self._tree),
+            "CCACHE_NOHASHDIR": "1",
+            "GIT_CEILING_DIRECTORIES": str(self._tree.parent),
+        }
+
+
+class _Watch:
+    """Reads the output of make as it comes: counts steps, keeps the first error."""
+
+    def __init__(self, counted: Callable[[int], None]) -> None:
+        self._counted = counted
+        self._count = 0
+        self._error = ""
+        self._make_error = ""
+        self.full = False
+
+    @property
+    def reason(self) -> str:
+        """The first line that tells of an error."""
+        return (self._error or self._make_error or "make gave no reason").strip().rstrip(".")
+
+    def __call__(self, line: str) -> None:
+        self.full = self.full or _NO_SPACE in line
+        if _STEP.match(line):
+            self._count += 1
+            self._counted(self._count)
+        elif _MAKE_ERROR.match(line):
+            self._make_error = self._make_error or line
+        elif _ERROR.search(line):
+            self._error = self._error or line
+
+
+def _version(program: str) -> str:
+    deadline = Deadline.after(30.0, f"{program} --version")
+    return run([program, "--version"], deadline, env={"LC_ALL": "C"}).stdout.partition("\n")[0]

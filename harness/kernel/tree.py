@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A build tree that stays, so that each build compiles only what differs from the one before.
+
+It is shared by all versions of one source, and whoever uses it holds its lock in the store. What
+lies beside the tree makes it survive SIGKILL at any moment: a manifest of the source files in it,
+the journal of the patches, and a mark while make runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from harness.errors import KernelUntestableError, MachineUnfitError, SourceError
+from harness.kernel.fingerprint import fingerprint, write_atomically
+from harness.kernel.patches import Patched
+from harness.kernel.source import Files, Source, everything
+from harness.progress import Progress
+
+_Record = tuple[str, int, int]
+"""The fingerprint of a source file, and size and mtime (ns) of its copy in the tree."""
+
+
+class BuildTree:
+    """The tree at ``root`` = ``home``/source, with its state beside it in ``home``."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.root = home / "source"
+        self._patched = Patched(self.root, home / "patched")
+        self._manifest = home / "manifest.json"
+        self._making = home / "making"
+
+    def become(self, source: Source, patches: Sequence[Path], progress: Progress) -> None:
+        """Make the tree be this source with these patches, touching only files that differ.
+
+        Raises PatchError when a patch does not apply, SourceError when the source changes
+        meanwhile.
+        """
+        self._forget_interrupted_make()
+        records, digest = self._read_manifest()
+        if digest != source.digest or not self._intact(records):
+            if records:
+                self._patched.revert()
+            else:
+                # Without a manifest nothing tells source files from build products.
+                for path in (self.root, self.home / "patched"):
+                    shutil.rmtree(path, ignore_errors=True)
+            with source.open(self.home / "incoming") as files:
+                self._take(files, records, source.digest, progress)
+        self._patched.apply(patches)
+
+    @contextlib.contextmanager
+    def being_made(self) -> Iterator[None]:
+        """Guard a run of make: if it is cut short, what it wrote is not trusted later.
+
+        A killed compiler may leave half an object file that is newer than its source. A make
+        that ends by itself, even in failure, removes such targets.
+        """
+        self._making.touch()
+        try:
+            yield
+        except (KernelUntestableError, MachineUnfitError):
+            self._making.unlink()
+            raise
+        self._making.unlink()
+
+    def _forget_interrupted_make(self) -> None:
+        try:
+            began = self._making.stat().st_mtime_ns
+        except FileNotFoundError:
+            return
+        records, _ = self._read_manifest()
+        keep = records.keys() | self._patched.touched()
+        for name in everything(self.root):
+            # include/config tells make what the objects were built for, and is written safely.
+            if name in keep or name.startswith("include/config/"):
+                continue
+            path = self.root / name
+            if path.lstat().st_mtime_ns >= began:
+                path.unlink()
+        self._making.unlink()
+
+    def _take(
+        self, files: Files, records: dict[str, _Record], digest: str, progress: Progress
+    ) -> None:
+        """Put the files of a source into the tree, and write the manifest."""
+        if files.ours and not self.root.exists():
+            files.root.rename(self.root)
+            fresh = {name: self._record(name, mark) for name, mark in files.fingerprints.items()}
+            self._write_manifest(fresh, digest)
+            return
+        self.root.mkdir(parents=True, exist_ok=True)
+        # While it is neither the old nor the new source, the digest matches none.
+        union = {**dict.fromkeys(files.fingerprints, ("", 0, 0)), **records}
+        self._write_manifest(union, "")
+        for name in records.keys() - files.fingerprints.keys():
+            self._remove(name)
+        fresh = {}
+        with progress.phase("Update the build tree"):
+            for count, (name, mark) in enumerate(files.fingerprints.items()):
+                old = records.get(name)
+                if old is None or old[0] != mark or not self._unchanged(name, old):
+                    self._put(files.root, name, mark)
+                fresh[name] = self._record(name, mark)
+                if count % 5000 == 0:
+                    progress.update(f"{count} of {len(files.fingerprints)} files")
+        self._write_manifest(fresh, digest)
+
+    def _put(self, source: Path, name: str, mark: str) -> None:
+        target = self.root / name
+        with contextlib.suppress(OSError):
+            if fingerprint(target) == mark:
+                return
+        self._clear_way(name)
+        # Copied without times: make must see that the file changed, however old the source is.
+        shutil.copy(source / name, target, follow_symlinks=False)
+        if fingerprint(target) != mark:
+            raise SourceError(f"{source / name} changed while it was read; run it again.")
+
+    def _clear_way(self, name: str) -> None:
+        """Remove what has the place of a file or of one of its directories."""
+        target = self.root / name
+        for parent in reversed(target.parents[: name.count("/")]):
+            if parent.is_symlink() or parent.is_file():
+                parent.unlink()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.is_dir() and not target.is_symlink():
+            shutil.rmtree(target)
+        else:
+            target.unlink(missing_ok=True)
+
+    def _remove(self, name: str) -> None:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            (self.root / name).unlink()
+
+    def _intact(self, records: dict[str, _Record]) -> bool:
+        """Whether nobody has changed the tree's source files, except for the patches."""
+        patched = self._patched.touched()
+        return all(
+            name in patched
+            or self._unchanged(name, record)
+            # A file that was patched and put back has other times, but the same contents.
+            or fingerprint(self.root / name) == record[0]
+            for name, record in records.items()
+        )
+
+    def _unchanged(self, name: str, record: _Record) -> bool:
+        try:
+            status = os.lstat(f"{self.root}/{name}")
+        except OSError:
+            return False
+        return (status.st_size, status.st_mtime_ns) == tuple(record[1:])
+
+    def _record(self, name: str, mark: str) -> _Record:
+        status = os.lstat(f"{self.root}/{name}")
+        return (mark, status.st_size, status.st_mtime_ns)
+
+    def _read_manifest(self) -> tuple[dict[str, _Record], str]:
+        if not self.root.is_dir():
+            return {}, ""
+        try:
+            manifest = json.loads(self._manifest.read_text())
+            records = {name: tuple(record) for name, record in manifest["files"].items()}
+            return records, str(manifest["digest"])
+        except (FileNotFoundError, ValueError, KeyError, AttributeError, TypeError):
+            return {}, ""
+
+    def _write_manifest(self, records: dict[str, _Record], digest: str) -> None:
+        write_atomically(self._manifest, json.dumps({"digest": digest, "files": records}))
