@@ -30,6 +30,8 @@ MARK = "MMU_HARNESS_RUN"
 _LONGEST_DIRECTORY = 60
 """Bytes of a directory's path below which a UNIX socket in it fits sockaddr_un (108 bytes)."""
 
+_READY = b"\n"
+
 
 class Janitor:
     """Owns the run's directory and the promise that nothing of the run is left behind.
@@ -49,11 +51,13 @@ class Janitor:
             [sys.executable, "-I", "-S", str(Path(__file__).resolve()), self._mark],
             env=environment,
             stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
             start_new_session=True,
         )
         os.environ[MARK] = self._mark
         # Adopted before it exists: there is no moment in which it could be left behind.
         self.adopt(self.directory)
+        self._await_helper()
         try:
             self.directory.mkdir(mode=0o700)
         except OSError as error:
@@ -92,6 +96,14 @@ class Janitor:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _await_helper(self) -> None:
+        """Wait until the helper cannot be stopped by accident any more, some 30 ms."""
+        assert self._helper.stdout is not None
+        with self._helper.stdout as answer:
+            if answer.read(1) != _READY:
+                self.close()
+                raise _failure("The process that cleans up after the harness did not start.")
 
     def _tell(self, verb: str, directory: Path) -> None:
         assert self._helper.stdin is not None
@@ -151,6 +163,8 @@ def main(mark: str) -> None:
     """Wait for the harness to end, then clean up after it."""
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(signum, signal.SIG_IGN)
+    os.write(1, _READY)
+    os.close(1)
     adopted: list[str] = []
     pending = b""
     while chunk := os.read(0, 65536):

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The rooms of docs/architecture.md, kept apart by reading every import."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+MODULES = sorted((ROOT / "harness").rglob("*.py"))
+
+VOCABULARY = {"errors", "deadline", "command", "janitor", "progress", "store"}
+DOORS = {"cli", "plugin"}
+
+# What each room may import besides itself. A door may import everything.
+MAY_IMPORT = {
+    **dict.fromkeys(VOCABULARY, VOCABULARY),
+    "kernel": VOCABULARY,
+    "image": VOCABULARY | {"kernel"},
+    "machine": VOCABULARY | {"kernel", "image"},
+    # L0 shares the layout of a guest's memory and the words of the protocol with the probe.
+    "guest": VOCABULARY | {"kernel", "image", "machine", "probe"},
+    # An oracle reports in the words of the result room.
+    "oracle": VOCABULARY | {"kernel", "image", "machine", "guest", "probe", "result"},
+    "result": {"errors"},
+    "display": {"errors", "progress", "result"},
+    "probe": set[str](),
+    "__init__": set[str](),
+}
+
+# Who may know a library or a module that is dangerous or easily spreads.
+OWNERS = {
+    "click": {"cli"},
+    "drgn": {"machine", "oracle"},
+    "fabric": {"machine"},
+    "paramiko": {"machine"},
+    "pytest": {"plugin"},
+    "_pytest": {"plugin"},
+    "qemu": {"machine"},
+    "rich": {"display", "cli"},
+    "subprocess": {"command", "janitor"},
+}
+
+# Ways past command.py.
+FORBIDDEN_CALLS = {
+    ("os", "system"),
+    ("os", "popen"),
+    ("pty", "spawn"),
+    ("asyncio", "create_subprocess_exec"),
+    ("asyncio", "create_subprocess_shell"),
+}
+
+LONGEST_MODULE = 400
+SOURCES = {".py", ".c", ".h", ".S", ".lds", ".ini", ".j2", ".config", ".sh"}
+
+
+def room(path: Path) -> str:
+    """The first name below ``harness``: a room's, or that of a module without one."""
+    return path.relative_to(ROOT / "harness").with_suffix("").parts[0]
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Every module that a file imports anywhere in it, with absolute names."""
+    package = path.relative_to(ROOT).parent.parts
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            origin = ".".join((*base, *([node.module] if node.module else [])))
+            # "from harness import command" imports a room by its name.
+            yield from (f"{origin}.{alias.name}" for alias in node.names)
+
+
+def named(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=named)
+def test_a_module_imports_only_what_its_room_may(path: Path) -> None:
+    own = room(path)
+    if own in DOORS:
+        return
+    ours = {name.split(".")[1] for name in imports(path) if name.startswith("harness.")}
+    rooms = ours & (MAY_IMPORT.keys() | DOORS)
+    assert own in MAY_IMPORT, f"say in docs/architecture.md and here what room {own} may import"
+    assert rooms - {own} <= MAY_IMPORT[own]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=named)
+def test_a_library_is_known_only_to_its_owner(path: Path) -> None:
+    libraries = {name.split(".")[0] for name in imports(path)}
+    strangers = {name for name in libraries & OWNERS.keys() if room(path) not in OWNERS[name]}
+    assert not strangers
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in MODULES if room(path) in ("probe", "result")], ids=named
+)
+def test_what_must_run_anywhere_needs_the_standard_library_only(path: Path) -> None:
+    libraries = {name.split(".")[0] for name in imports(path)} - {"harness"}
+    assert libraries <= sys.stdlib_module_names
+
+
+@pytest.mark.parametrize("path", MODULES, ids=named)
+def test_no_program_is_run_past_command(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            owner = node.func.value
+            name = owner.id if isinstance(owner, ast.Name) else ""
+            assert (name, node.func.attr) not in FORBIDDEN_CALLS, f"line {node.lineno}"
+        if isinstance(node, ast.keyword) and node.arg == "shell":
+            pytest.fail(f"a shell string in line {node.value.lineno}")
+
+
+@pytest.mark.parametrize("path", MODULES, ids=named)
+def test_a_module_is_short_enough_to_be_read(path: Path) -> None:
+    assert len(path.read_text("utf-8").splitlines()) <= LONGEST_MODULE
+
+
+def sources() -> list[Path]:
+    found = [ROOT / "run", ROOT / ".ci" / "run", ROOT / "tox.ini", ROOT / "constraints.txt"]
+    for name in ("harness", "tests", "kernel-config", "guest-images"):
+        found += [path for path in (ROOT / name).rglob("*") if path.suffix in SOURCES]
+    return sorted(found)
+
+
+@pytest.mark.parametrize("path", sources(), ids=named)
+def test_every_source_file_says_its_licence_on_top(path: Path) -> None:
+    top = path.read_text("utf-8").splitlines()[:2]
+    assert any("SPDX-License-Identifier: GPL-2.0-only" in line for line in top)
+
+
+def test_this_reader_of_imports_does_see_them(tmp_path: Path) -> None:
+    path = ROOT / "harness" / "machine" / "imagined.py"
+
+    class Imagined(type(path)):  # type: ignore[misc]
+        def read_bytes(self) -> bytes:
+            return (
+                b"import os.path, click\nfrom harness import kernel\n"
+                b"def f():\n    from harness.cli import main\n    from . import qmp\n"
+                b"    from ..image import disk\n"
+            )
+
+    assert set(imports(Imagined(path))) == {
+        "os.path",
+        "click",
+        "harness.kernel",
+        "harness.cli.main",
+        "harness.machine.qmp",
+        "harness.image.disk",
+    }
