@@ -44,7 +44,8 @@ class Guest:
             ours.close()
             try:
                 vmm.run_vmm(theirs, str(cgroup), pages, vcpus, payload)
-            except BaseException as error:  # noqa: BLE001 - must not return into the agent's loop
+            except BaseException as error:
+                # Whatever it is, it must not return into the agent's loop.
                 theirs.sendall(json.dumps({"failed": f"{type(error).__name__}: {error}"}).encode())
             os._exit(1)
         theirs.close()
@@ -64,7 +65,9 @@ class Guest:
         """The next answer within ``seconds``."""
         until = time.monotonic() + seconds
         while b"\n" not in self._received:
-            ready, _, _ = select.select([self._connection], [], [], max(0, until - time.monotonic()))
+            ready, _, _ = select.select(
+                [self._connection], [], [], max(0, until - time.monotonic())
+            )
             if not ready:
                 return {"late": self._where()}
             try:
@@ -117,10 +120,9 @@ def _end_group(cgroup: Path) -> None:
         kill.write_text("1")
     for _ in range(200):
         try:
-            cgroup.rmdir()
-            return
+            return cgroup.rmdir()
         except FileNotFoundError:
-            return
+            return None
         except OSError:
             time.sleep(0.01)  # a killed process leaves its cgroup only once it is gone
     raise OSError(f"the cgroup {cgroup} could not be removed")
@@ -131,13 +133,14 @@ class Agent:
 
     def __init__(self) -> None:
         self._guests: dict[str, Guest] = {}
-        self._handlers = {
+        self._handlers: dict[str, vmm.Handler] = {
             "create": self.create,
             "close": self.close,
             "kill": self.kill,
             "read": self.read,
             "write": self.write,
             "exists": lambda path: Path(path).exists(),
+            "make_directory": lambda path: Path(path).mkdir(),
             "drain_lru": drain_lru,
             "reclaim": self.reclaim,
         }

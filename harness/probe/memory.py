@@ -115,8 +115,11 @@ class Memory:
     def pagemap(self, first: int, pages: int) -> str:
         """The range's entries of /proc/self/pagemap, packed by pack()."""
         address, size = self.span(first, pages)
-        with open("/proc/self/pagemap", "rb", buffering=0) as file:
-            return pack(os.pread(file.fileno(), size // PAGE_BYTES * 8, address // PAGE_BYTES * 8))
+        fd = os.open("/proc/self/pagemap", os.O_RDONLY)
+        try:
+            return pack(os.pread(fd, size // PAGE_BYTES * 8, address // PAGE_BYTES * 8))
+        finally:
+            os.close(fd)
 
     def mincore(self, first: int, pages: int) -> str:
         """One byte a page, packed by pack(): 1 if it is in memory, the swap cache included.

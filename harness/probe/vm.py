@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import mmap
@@ -173,10 +174,8 @@ class Vcpu:
     def _abandon(self) -> None:
         """Leave an operation in the middle: complete a pending exit, then start over."""
         self._run.immediate_exit = 1
-        try:
+        with contextlib.suppress(OSError):  # EINTR is what immediate_exit asks for
             kvm.ioctl_number(self.fd, kvm.RUN)
-        except OSError:
-            pass  # EINTR is what immediate_exit asks for.
         self._run.immediate_exit = 0
         self._restart()
 
@@ -193,7 +192,10 @@ class Vcpu:
     def _set_sregs(self) -> None:
         sregs = kvm.Sregs()
         kvm.ioctl(self.fd, kvm.GET_SREGS, ctypes.addressof(sregs))
-        for name, values in (("cs", _CODE_SEGMENT), *((n, _DATA_SEGMENT) for n in ("ds", "es", "ss"))):
+        for name, values in (
+            ("cs", _CODE_SEGMENT),
+            *((n, _DATA_SEGMENT) for n in ("ds", "es", "ss")),
+        ):
             segment = getattr(sregs, name)
             for field, value in values.items():
                 setattr(segment, field, value)

@@ -1,0 +1,437 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""L0's handle of a probe guest: what a scenario does to a guest and its memory.
+
+Methods do and report; they do not judge. Pages are indices into the guest's memory, and a range
+is a first page with a number of pages; by default all of them.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import dataclasses
+import zlib
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from harness.deadline import Deadline
+from harness.errors import ProbeError, Violation
+from harness.guest.session import GuestLost, Session
+from harness.probe import layout
+
+_PRESENT = np.uint64(1 << 63)
+_SWAPPED = np.uint64(1 << 62)
+_VISIT_SECONDS = 30.0
+"""How long a vcpu may take for one pass over 64 MiB on a fast machine."""
+
+_REFERENCE_PAGES = 16384
+
+
+@dataclasses.dataclass(frozen=True)
+class Visit:
+    """How an operation of a vcpu ended.
+
+    ``end`` is ``done``, ``refused`` (the primary MMU did not let the vcpu touch page
+    ``current``), ``crashed`` or ``kicked``. ``bad`` counts the words that were not as expected;
+    the first of them is word ``bad_word`` of page ``bad_page``.
+    """
+
+    end: str
+    how: str
+    current: int
+    done: int
+    rounds: int
+    refusals: int
+    bad: int
+    bad_page: int
+    bad_word: int
+    bad_expected: int
+    bad_seen: int
+    words: tuple[int, ...] = ()
+
+    @property
+    def refused(self) -> bool:
+        """Whether the vcpu was refused an access."""
+        return self.end == "refused"
+
+
+@dataclasses.dataclass(frozen=True)
+class Residency:
+    """Where the primary MMU says each page is; boolean arrays, one element a page.
+
+    ``present`` and ``swapped`` are the pte's word (pagemap); ``resident`` is mincore's, which
+    counts a page in the swap cache as resident even though its pte is a swap entry.
+    """
+
+    present: npt.NDArray[np.bool_]
+    swapped: npt.NDArray[np.bool_]
+    resident: npt.NDArray[np.bool_]
+
+    @property
+    def in_memory(self) -> npt.NDArray[np.bool_]:
+        """The pages that take up memory, mapped or not."""
+        return self.present | self.resident
+
+
+class GuestFactory(Protocol):
+    """What tests call to have a guest of their own; the context ends it."""
+
+    def __call__(
+        self, pages: int = ..., vcpus: int = ...
+    ) -> contextlib.AbstractContextManager[ProbeGuest]:
+        """A guest with ``pages`` pages of 4 KiB."""
+
+
+class Child:
+    """A process forked off a guest's VMM, which has its memory copy-on-write."""
+
+    def __init__(self, guest: ProbeGuest, name: str, pid: int) -> None:
+        self._guest = guest
+        self._name = name
+        self.pid = pid
+
+    def ask(self, op: str, **arguments: Any) -> Any:
+        """One of the memory requests of the probe, on the child's memory."""
+        request = {"op": op, **arguments}
+        return self._guest.ask("child", name=self._name, request=request)
+
+    def read(self, first: int = 0, pages: int = 1, word: int = 0) -> list[int]:
+        """Load a word of each page with the child's CPU."""
+        return list(self.ask("peek", first=first, pages=pages, word=word))
+
+    def write(self, value: int, first: int = 0, pages: int = 1, word: int = 0) -> None:
+        """Store a word into each page with the child's CPU."""
+        self.ask("poke", first=first, pages=pages, word=word, value=value)
+
+
+class Hammer:
+    """A vcpu that goes over the memory until it is stopped."""
+
+    def __init__(self, guest: ProbeGuest, vcpu: int) -> None:
+        self._guest = guest
+        self._vcpu = vcpu
+        self.visit: Visit | None = None
+
+    def await_visits(self, visits: int) -> None:
+        """Wait until that many more pages have been visited.
+
+        Raises Violation when the vcpu does not get there: a guest that makes no progress.
+        """
+        self._await("done", visits, f"to visit {visits} more pages")
+
+    def await_refusal(self) -> None:
+        """Wait until the vcpu, hammering patiently, has been refused an access anew."""
+        self._await("refusals", 1, "to be refused an access")
+
+    def _await(self, counter: str, more: int, what: str) -> None:
+        start = self._progress()[counter]
+        patience = _VISIT_SECONDS * self._guest.pace * max(1.0, more / _REFERENCE_PAGES)
+        deadline = Deadline.after(patience, "The hammering vcpu")
+        for _ in deadline.ticks():
+            if self._progress()[counter] - start >= more:
+                return
+        progress = self._progress()
+        raise Violation(
+            "progress",
+            f"vcpu {self._vcpu} {what} within {patience:.0f} s",
+            f"{progress['done']} page visits in all, now at page {progress['current']}",
+            progress["current"],
+        )
+
+    def _progress(self) -> dict[str, int]:
+        return dict(self._guest.ask("progress", vcpu=self._vcpu))
+
+    def stop(self) -> Visit:
+        """Stop, and return what the vcpu saw since it began."""
+        if self.visit is None:
+            self._guest.ask("stop", vcpu=self._vcpu)
+            self.visit = self._guest.finish(self._vcpu, "hammering")
+        return self.visit
+
+
+class ProbeGuest:
+    """A probe guest on a host."""
+
+    def __init__(self, session: Session, name: str, facts: Mapping[str, Any], cgroup: str) -> None:
+        self.session = session
+        self.name = name
+        self.cgroup = cgroup
+        self.pid = int(facts["pid"])
+        self.vm_fd = int(facts["vm_fd"])
+        self.hva = int(facts["hva"])
+        self.gpa = int(facts["gpa"])
+        self.pages = int(facts["pages"])
+        self.vcpus = int(facts["vcpus"])
+
+    @property
+    def pace(self) -> float:
+        """The host's slowness, by which deadlines are stretched."""
+        return self.session.host.facts.pace
+
+    def ask(self, op: str, **arguments: Any) -> Any:
+        """One request to the VMM; a VMM that is gone without being asked is a Violation."""
+        try:
+            return self.session.ask_guest(self.name, op, **arguments)
+        except GuestLost as lost:
+            raise self._lost(lost, op) from lost
+
+    @property
+    def bytes(self) -> int:
+        """The size of the guest's memory."""
+        return self.pages * layout.PAGE_BYTES
+
+    # What the guest does.
+
+    def fill(self, seed: int, first: int = 0, pages: int | None = None, step: int = 64) -> Visit:
+        """Have vcpu 0 write the pattern of ``seed`` into every ``step``-th word of each page."""
+        return self._carry_out(0, layout.OP_FILL, first, pages, seed=seed, step=step)
+
+    def check(
+        self, seed: int, first: int = 0, pages: int | None = None, step: int = 64, vcpu: int = 0
+    ) -> Visit:
+        """Have a vcpu compare each page with the pattern of ``seed``; ``step`` as for fill."""
+        return self._carry_out(vcpu, layout.OP_CHECK, first, pages, seed=seed, step=step)
+
+    def read(self, first: int = 0, pages: int = 1, word: int = 0, vcpu: int = 0) -> Visit:
+        """Have a vcpu load one word of each page; the values are ``words`` of the result."""
+        visit = self._carry_out(vcpu, layout.OP_READ, first, pages, word=word)
+        if visit.end != "done":
+            return visit
+        words = self.ask("list", vcpu=vcpu, count=pages)
+        return dataclasses.replace(visit, words=tuple(words))
+
+    def write(
+        self, value: int, first: int = 0, pages: int = 1, word: int = 0, vcpu: int = 0
+    ) -> Visit:
+        """Have a vcpu store ``value`` into one word of each page."""
+        return self._carry_out(vcpu, layout.OP_WRITE, first, pages, word=word, seed=value)
+
+    @contextlib.contextmanager
+    def hammering(
+        self,
+        vcpu: int = 0,
+        first: int = 0,
+        pages: int | None = None,
+        *,
+        writing: bool = True,
+        patient: bool = False,
+    ) -> Iterator[Hammer]:
+        """A vcpu that goes over the pages without end while the context is open.
+
+        Each visit compares the vcpu's own word with what it last wrote there, and ``writing``
+        then increments it. The memory must have been filled before. ``patient`` tries a refused
+        access again until it is granted, instead of ending.
+        """
+        orders = self._orders(layout.OP_HAMMER, first, pages, word=vcpu, seed=int(writing))
+        hammer = self._hammer(vcpu, {**orders, "patient": int(patient)})
+        try:
+            yield hammer
+        except GuestLost:
+            raise
+        except BaseException:
+            # What failed matters more than what the vcpu would still say.
+            with contextlib.suppress(Exception):
+                hammer.stop()
+            raise
+        else:
+            hammer.stop()
+
+    def hammer_unattended(self, vcpu: int = 0) -> Hammer:
+        """A vcpu that writes to all pages until the VMM dies."""
+        return self._hammer(vcpu, self._orders(layout.OP_HAMMER, 0, None, word=vcpu, seed=1))
+
+    def _hammer(self, vcpu: int, orders: dict[str, int]) -> Hammer:
+        self.ask("order", vcpu=vcpu, orders=orders)
+        return Hammer(self, vcpu)
+
+    # What is done to the guest's memory by its VMM.
+
+    def madvise(self, advice: str, first: int = 0, pages: int | None = None) -> None:
+        """Call madvise(2) on a range of the memory."""
+        self._on_range("madvise", first, pages, advice=advice)
+
+    def mprotect(self, protection: str, first: int = 0, pages: int | None = None) -> None:
+        """Call mprotect(2) with ``none``, ``read`` or ``readwrite``."""
+        self._on_range("mprotect", first, pages, protection=protection)
+
+    def munmap(self, first: int = 0, pages: int | None = None) -> None:
+        """Call munmap(2)."""
+        self._on_range("munmap", first, pages)
+
+    def remap(self, first: int = 0, pages: int | None = None) -> None:
+        """Map fresh anonymous memory over a range."""
+        self._on_range("remap", first, pages)
+
+    def host_read(self, first: int = 0, pages: int = 1, word: int = 0) -> list[int]:
+        """Load a word of each page with the VMM's CPU, through the primary MMU."""
+        return list(self._on_range("peek", first, pages, word=word))
+
+    def host_write(self, value: int, first: int = 0, pages: int = 1, word: int = 0) -> None:
+        """Store a word into each page with the VMM's CPU, through the primary MMU."""
+        self._on_range("poke", first, pages, word=word, value=value)
+
+    @contextlib.contextmanager
+    def forked(self) -> Iterator[Child]:
+        """A child of the VMM that shares the memory copy-on-write while the context is open."""
+        name = self.session.new_name("child")
+        yield Child(self, name, self.ask("fork", name=name))
+        self.ask("end_child", name=name)
+
+    def reclaim(self) -> Residency:
+        """Press the guest's cgroup until nothing is in memory or nothing moves any more.
+
+        Reclaim may legitimately leave a page at one attempt (under writeback, referenced since);
+        only several attempts without any effect say that it will not go.
+        """
+        self.session.ask("drain_lru")
+        residency = self.residency()
+        deadline = Deadline.after(60.0 * self.pace, "Reclaim")
+        left, idle_since = int(residency.in_memory.sum()), deadline.remaining
+        for _ in deadline.ticks():
+            self.session.ask("reclaim", cgroup=self.cgroup, size=self.bytes)
+            residency = self.residency()
+            before, left = left, int(residency.in_memory.sum())
+            if left == 0:
+                break
+            if left < before:
+                idle_since = deadline.remaining
+            elif idle_since - deadline.remaining > 3.0 * self.pace:
+                break
+        return residency
+
+    def swap_while_running(self, size: int) -> int:
+        """Press the guest's cgroup, again and again, until ``size`` bytes were swapped out.
+
+        Returns how many were, which is less only when the guest, whose vcpus must be writing,
+        could not be swapped in several times the time that it ought to take.
+        """
+        start = self._bytes_swapped_out()
+        passes = max(1.0, size / (_REFERENCE_PAGES * layout.PAGE_BYTES))
+        deadline = Deadline.after(_VISIT_SECONDS * self.pace * passes, "Swapping")
+        for _ in deadline.ticks():
+            self.session.ask("reclaim", cgroup=self.cgroup, size=self.bytes)
+            if self._bytes_swapped_out() - start >= size:
+                break
+        return self._bytes_swapped_out() - start
+
+    def _bytes_swapped_out(self) -> int:
+        """What the host swapped out since it booted; nothing else there is under pressure."""
+        lines = self.session.read("/proc/vmstat").splitlines()
+        return int(dict(line.split() for line in lines)["pswpout"]) * layout.PAGE_BYTES
+
+    def kill(self, signum: int) -> int:
+        """Kill the VMM and return its wait status once it is gone."""
+        return int(self.session.ask("kill", name=self.name, signum=signum))
+
+    # What can be seen of it on the host.
+
+    def residency(self) -> Residency:
+        """Where each page is."""
+        entries = np.frombuffer(unpack(self._on_range("pagemap", 0, None)), np.uint64)
+        core = np.frombuffer(unpack(self._on_range("mincore", 0, None)), np.uint8)
+        return Residency(
+            present=(entries & _PRESENT) != 0,
+            swapped=(entries & _SWAPPED) != 0,
+            resident=(core & 1) != 0,
+        )
+
+    def statistics(self) -> dict[str, dict[str, int]]:
+        """KVM's counters: ``vm`` and one key a vcpu."""
+        return dict(self.ask("statistics"))
+
+    def memory_statistics(self) -> dict[str, int]:
+        """memory.stat of the guest's cgroup, with memory.current and memory.swap.current."""
+        lines = self.session.read(f"{self.cgroup}/memory.stat").splitlines()
+        statistics = {name: int(value) for name, value in (line.split() for line in lines)}
+        for name in ("memory.current", "memory.swap.current"):
+            statistics[name] = int(self.session.read(f"{self.cgroup}/{name}"))
+        return statistics
+
+    def finish(self, vcpu: int, what: str) -> Visit:
+        """Wait for the end of a vcpu's operation.
+
+        Raises Violation when the vcpu neither ends nor can be kicked out of the kernel.
+        """
+        seconds = _VISIT_SECONDS * self.pace * max(1.0, self.pages / _REFERENCE_PAGES)
+        report = self._wait(vcpu, seconds)
+        if report is None:
+            progress = self.ask("progress", vcpu=vcpu)
+            self.ask("kick", vcpu=vcpu)
+            kicked = self._wait(vcpu, seconds)
+            raise Violation(
+                "progress",
+                f"vcpu {vcpu} to end {what} within {seconds:.0f} s",
+                f"{progress['done']} page visits, at page {progress['current']}; "
+                + ("it left the kernel when kicked" if kicked else "it cannot be kicked out"),
+                progress["current"],
+            )
+        fields = {field.name for field in dataclasses.fields(Visit)} - {"words", "how"}
+        visit = Visit(how=report.get("how", ""), **{name: report[name] for name in fields})
+        if visit.end == "crashed":
+            raise Violation(
+                "guest execution",
+                f"the guest to go on while {what}",
+                f"vcpu {vcpu} crashed ({visit.how}) after {visit.done} page visits",
+                visit.current,
+            )
+        return visit
+
+    def _wait(self, vcpu: int, seconds: float) -> dict[str, Any] | None:
+        try:
+            report: dict[str, Any] | None = self.session.wait_guest(
+                self.name, "report", seconds, vcpu=vcpu
+            )
+        except GuestLost as lost:
+            raise self._lost(lost, "a vcpu ran") from lost
+        return report
+
+    def _carry_out(self, vcpu: int, op: int, first: int, pages: int | None, **orders: int) -> Visit:
+        self.ask("order", vcpu=vcpu, orders=self._orders(op, first, pages, **orders))
+        return self.finish(vcpu, f"operation {op}")
+
+    def _orders(self, op: int, first: int, pages: int | None, **orders: int) -> dict[str, int]:
+        count = self.pages - first if pages is None else pages
+        if first < 0 or count < 1 or first + count > self.pages:
+            raise ProbeError(f"Pages {first}+{count} are not within the guest's {self.pages}.")
+        return {"op": op, "first": first, "pages": count, **orders}
+
+    def _on_range(self, op: str, first: int, pages: int | None, **arguments: Any) -> Any:
+        count = self.pages - first if pages is None else pages
+        return self.ask(op, first=first, pages=count, **arguments)
+
+    @staticmethod
+    def _lost(lost: GuestLost, during: str) -> Violation | ProbeError:
+        signum = lost.status & 0x7F
+        if lost.said or not signum or signum == 9:
+            # It ended by its own doing, or was killed from outside, as for want of memory.
+            return ProbeError(
+                f"The VMM of guest {lost.name} ended during {during} "
+                f"(wait status {lost.status}): {lost.said or 'it said nothing'}."
+            )
+        return Violation(
+            "VMM",
+            f"the VMM to live through {during}",
+            f"it was killed by signal {signum}, as when the kernel cannot give a page back",
+        )
+
+
+def unpack(text: str) -> bytes:
+    """The bytes that the probe packed."""
+    return zlib.decompress(base64.b64decode(text))
+
+
+@contextlib.contextmanager
+def probe_guest(session: Session, pages: int = 16384, vcpus: int = 1) -> Iterator[ProbeGuest]:
+    """A new probe guest with ``pages`` pages of 4 KiB, ended when the context closes."""
+    name = session.new_name("guest")
+    answer = session.ask("create", name=name, pages=pages, vcpus=vcpus, seconds=session.patience)
+    try:
+        if "ok" not in answer:
+            said = answer.get("died", answer)
+            raise ProbeError(f"The host could not start a probe guest: {said}.")
+        yield ProbeGuest(session, name, answer["ok"], answer["cgroup"])
+    finally:
+        session.ask("close", name=name)

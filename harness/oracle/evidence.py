@@ -1,0 +1,352 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Ask the oracles on behalf of one test, and keep what each of them said.
+
+Each method is one claim about the kernel. It asks an oracle, records the answer, and raises
+Violation when the kernel broke the claim. An oracle that cannot be asked on this host is
+recorded as not consulted, with the reason; the claim then stands on the others, and a test for
+which nobody could speak does not pass.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import drgn
+import numpy as np
+
+from harness.deadline import Deadline
+from harness.errors import OracleUnavailable, Violation
+from harness.guest.probe import ProbeGuest, Residency, Visit
+from harness.machine.host import Host
+from harness.oracle import notifier
+from harness.oracle.pagetables import PrimaryMap, primary_map
+from harness.oracle.references import Difference, differences
+from harness.oracle.settle import settled
+from harness.oracle.sptes import Stale, read_sptes, stale
+from harness.oracle.structpage import page_states
+from harness.probe.layout import PAGE_BYTES
+from harness.result.outcome import OracleReport, OracleStatus
+
+_SETTLE_SECONDS = 3.0
+"""How long something transient may keep a page referenced on a fast machine."""
+
+_SHOWN = 4
+"""How many pages a message names; the record has more."""
+
+_RECORDED = 64
+
+_SWAPPED_SLACK_BYTES = 2 << 20
+"""What the VMM itself may touch in the guest's cgroup after it was entered."""
+
+
+class Evidence:
+    """What the oracles said in one test on one host."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._reports: dict[str, OracleReport] = {}
+        self._asked: dict[str, int] = {}
+
+    @property
+    def reports(self) -> tuple[OracleReport, ...]:
+        """One report for each oracle that the test named, in the order of first mention."""
+        return tuple(self._reports.values())
+
+    # Claims about references and translations, seen from outside.
+
+    def no_extra_references(self, guest: ProbeGuest) -> None:
+        """No page that the guest's memory maps has more or fewer references than it may."""
+        self._from_outside(
+            "references", "exactly the references of mappings and caches", guest, _extra
+        )
+
+    def no_stale_translations(self, guest: ProbeGuest) -> None:
+        """No spte translates otherwise than, or allows more than, the primary MMU."""
+        self._from_outside("translations", "each spte to agree with the primary MMU", guest, _stale)
+
+    def sound(self, guest: ProbeGuest) -> None:
+        """Both of the above; what every scenario asks before and after its operation."""
+        self.no_extra_references(guest)
+        self.no_stale_translations(guest)
+
+    def frames(
+        self, guest: ProbeGuest, first: int = 0, pages: int | None = None
+    ) -> tuple[int, ...]:
+        """The frames that back a range of the memory now, for frames_returned() later.
+
+        Empty when memory cannot be read from outside.
+        """
+        try:
+            with self._host.paused():
+                primary = _primary(self._host.debugger(), guest)
+        except OracleUnavailable as error:
+            self._not_consulted("frames", error)
+            return ()
+        last = guest.pages if pages is None else first + pages
+        return tuple(int(pfn) for pfn in primary.pfn[first:last][primary.present[first:last]])
+
+    def frames_returned(self, frames: Sequence[int]) -> None:
+        """None of the frames that lost their mapping is held: each is free or in use anew.
+
+        A frame that something still references, but nothing maps or caches, was leaked.
+        """
+        if not frames:
+            return
+        program = self._host.debugger()
+
+        def orphans() -> tuple[str, ...]:
+            with self._host.paused():
+                states = page_states(program, np.array(frames, np.uint64))
+            # Anonymous pages carry their mark until they are freed; a new owner rewrites it.
+            held = (states.refcount > 0) & states.anon & (states.mapcount == 0) & ~states.swap_cache
+            return tuple(f"pfn {int(pfn):#x}" for pfn in states.pfn[held & ~states.large])
+
+        left = settled(orphans, self._patience(), key=str)
+        self._judge("frames", "every frame to be given back", left)
+
+    # Claims about sptes, by KVM's own counters.
+
+    def mapped_by_sptes(self, guest: ProbeGuest) -> int:
+        """How many pages KVM's counters say its sptes map, in pages of 4 KiB; -1 if unknown."""
+        try:
+            counters = guest.statistics()["vm"]
+            return (
+                counters["pages_4k"] + counters["pages_2m"] * 512 + counters["pages_1g"] * 512 * 512
+            )
+        except (OSError, KeyError) as error:
+            self._not_consulted("spte counters", error)
+            return -1
+
+    def sptes_changed(self, guest: ProbeGuest, before: int, *, by: int) -> None:
+        """The number of pages that sptes map changed by ``by`` since it was ``before``.
+
+        The counters are the VM's, its control memslot included, so only changes say something.
+        """
+        now = self.mapped_by_sptes(guest)
+        if now < 0 or before < 0:
+            return
+        seen = f"a change of {now - before:+} to {now}"
+        wrong = [] if now - before == by else [seen]
+        self._judge("spte counters", f"a change of {by:+} pages", wrong, agreed=seen)
+
+    # Claims about reclaim.
+
+    def swapped_out(self, guest: ProbeGuest, residency: Residency) -> None:
+        """Every page is swapped out, and none lingers in the swap cache.
+
+        A swap entry alone proves nothing: reclaim unmaps first and looks at the references
+        later, so a pinned page shows as swapped while it stays in memory.
+        """
+        total = guest.pages
+        swapped = int(residency.swapped.sum())
+        lingering = np.flatnonzero(residency.swapped & residency.resident)
+        wrong = []
+        if swapped != total:
+            wrong.append(f"only {swapped} of {total} pages have a swap entry")
+        if len(lingering):
+            named = ", ".join(str(page) for page in lingering[:_SHOWN])
+            wrong.append(f"{len(lingering)} pages have a swap entry and stay in memory: {named}")
+        unswapped = np.flatnonzero(~residency.swapped)
+        first = next((int(x[0]) for x in (unswapped, lingering) if len(x)), None)
+        expected = f"all {total} pages swapped out and none of them in memory"
+        self._judge("reclaim", expected, wrong, page=first, agreed=f"{swapped} swapped out")
+        self._memory_controller_agrees(guest)
+
+    def _memory_controller_agrees(self, guest: ProbeGuest) -> None:
+        """The memory controller counts the same; its statistics are batched, so they may lag."""
+        most = _SWAPPED_SLACK_BYTES
+
+        def wrong() -> tuple[str, ...]:
+            counts = guest.memory_statistics()
+            over = {name: counts.get(name, 0) for name in ("anon", "swapcached")}
+            texts = [f"{name} {value}" for name, value in over.items() if value > most]
+            if counts["memory.swap.current"] < guest.pages * PAGE_BYTES:
+                texts.append(f"memory.swap.current {counts['memory.swap.current']}")
+            return tuple(texts)
+
+        left = settled(wrong, self._patience())
+        expected = (
+            f"anon and swapcached at most {most} and swap at least {guest.pages * PAGE_BYTES} bytes"
+        )
+        self._judge("memory controller", expected, list(left))
+
+    def memory_given_back(self, guest: ProbeGuest) -> None:
+        """The cgroup of a dead guest is charged for no memory, swap or page table any more."""
+        names = ("anon", "file", "shmem", "swapcached", "pagetables", "sec_pagetables")
+
+        def charged() -> tuple[str, ...]:
+            counts = guest.memory_statistics()
+            names_left = (*names, "memory.swap.current")
+            return tuple(f"{name} {counts[name]}" for name in names_left if counts.get(name, 0) > 0)
+
+        self._judge(
+            "memory controller", "no memory charged", list(settled(charged, self._patience()))
+        )
+
+    # Claims about what the guest, its VMM and its children see.
+
+    def content(self, visit: Visit) -> None:
+        """The guest finished an operation and found every word as it ought to be."""
+        self.done("going over its pages", visit)
+        wrong = []
+        if visit.bad:
+            wrong.append(
+                f"{visit.bad} wrong words, the first is word {visit.bad_word} with "
+                f"{visit.bad_seen:#x} instead of {visit.bad_expected:#x}"
+            )
+        page = visit.bad_page if visit.bad else None
+        agreed = f"{visit.done} page visits without a wrong word"
+        self._judge("content", "every word as it was written", wrong, page=page, agreed=agreed)
+
+    def done(self, what: str, visit: Visit) -> None:
+        """The guest was let do something to the end."""
+        wrong = []
+        if visit.end != "done":
+            wrong.append(f"{visit.end} ({visit.how}) at page {visit.current}")
+        page = visit.current if wrong else None
+        agreed = f"{visit.done} pages visited"
+        self._judge("access", f"the guest to get through {what}", wrong, page=page, agreed=agreed)
+
+    def at_least(self, oracle: str, what: str, least: int, seen: int) -> None:
+        """A quantity that an oracle measured reached a bound."""
+        wrong = [] if seen >= least else [f"{seen}"]
+        self._judge(oracle, f"at least {least} {what}", wrong, agreed=f"{seen}")
+
+    def equal(
+        self, what: str, expected: Sequence[int], seen: Sequence[int], first: int = 0
+    ) -> None:
+        """Words read from consecutive pages, from page ``first`` on, are as expected."""
+        wrong = []
+        page = None
+        for index, (want, have) in enumerate(zip(expected, seen, strict=True)):
+            if want != have:
+                page = first + index if page is None else page
+                wrong.append(f"page {first + index}: {have:#x} instead of {want:#x}")
+        self._judge("content", what, wrong, page=page, agreed=f"{len(seen)} words as expected")
+
+    def refused(self, what: str, visit: Visit, page: int) -> None:
+        """KVM handed the access to ``page`` to the VMM, instead of letting the guest have it."""
+        wrong = []
+        if not visit.refused:
+            saw = f", and read {visit.words[0]:#x}" if visit.words else ""
+            wrong.append(f"the access went through{saw}")
+        elif visit.current != page:
+            wrong.append(f"page {visit.current} was refused already")
+        self._judge("access", f"{what} to be refused", wrong, page=page, agreed=visit.how)
+
+    # Claims about notifier calls.
+
+    @contextlib.contextmanager
+    def told(self, guest: ProbeGuest, first: int = 0, pages: int | None = None) -> Iterator[None]:
+        """While the context was open, KVM was told to drop each page of the range."""
+        count = guest.pages - first if pages is None else pages
+        with contextlib.ExitStack() as stack:
+            try:
+                seen = stack.enter_context(notifier.watch(guest))
+            except OracleUnavailable as error:
+                self._not_consulted("notifier", error)
+                seen = None
+            yield
+        if seen is None:
+            return
+        missed = first + np.flatnonzero(~seen.told()[first : first + count])
+        if len(missed) and seen.lost:
+            self._not_consulted("notifier", f"the trace buffer dropped {seen.lost} events")
+            return
+        wrong = [f"{len(missed)} pages were not, the first is {missed[0]}"] if len(missed) else []
+        self._judge(
+            "notifier",
+            f"invalidate_range_start for pages {first} to {first + count - 1}",
+            wrong,
+            page=int(missed[0]) if len(missed) else None,
+            agreed=f"{len(seen.ranges)} calls",
+        )
+
+    # The kernel's own word.
+
+    def log_is_clean(self) -> None:
+        """The kernel did not complain; raises KernelSplat if it did."""
+        try:
+            self._host.check()
+        except Violation as violation:
+            self._record(OracleStatus.VIOLATED, "kernel log", violation.expected, violation.seen)
+            raise
+        self._judge("kernel log", "no complaint of the kernel", [])
+
+    # How answers are kept.
+
+    def _from_outside(self, oracle: str, expected: str, guest: ProbeGuest, look: _Look) -> None:
+        """Look at the stopped host's memory until nothing is wrong, or something stays wrong."""
+        try:
+            program = self._host.debugger()
+
+            def atomically() -> Sequence[Difference | Stale]:
+                guest.session.ask("drain_lru")
+                with self._host.paused():
+                    return look(program, guest)
+
+            found = settled(atomically, self._patience(), key=lambda finding: finding.page)
+        except OracleUnavailable as error:
+            self._not_consulted(oracle, error)
+            return
+        page = found[0].page if found else None
+        wrong = [str(finding) for finding in found]
+        self._judge(oracle, expected, wrong, page=page, agreed=f"{guest.pages} pages looked at")
+
+    def _patience(self) -> Deadline:
+        return Deadline.after(_SETTLE_SECONDS * self._host.facts.pace, "Settling")
+
+    def _judge(
+        self,
+        oracle: str,
+        expected: str,
+        wrong: Sequence[str],
+        page: int | None = None,
+        agreed: str = "as expected",
+    ) -> None:
+        """Record what an oracle saw, and raise Violation when anything is wrong."""
+        if not wrong:
+            self._record(OracleStatus.AGREES, oracle, expected, agreed)
+            return
+        more = f" and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
+        seen = "; ".join(wrong[:_SHOWN]) + more
+        detail = {"wrong": list(wrong[:_RECORDED]), "count": len(wrong)}
+        self._record(OracleStatus.VIOLATED, oracle, expected, seen, detail)
+        raise Violation(oracle, expected, seen, page)
+
+    def _not_consulted(self, oracle: str, why: object) -> None:
+        # What an oracle did say in the same test is not taken back by what it could not.
+        if oracle not in self._reports:
+            self._record(OracleStatus.NOT_CONSULTED, oracle, "", str(why))
+
+    def _record(
+        self,
+        status: OracleStatus,
+        oracle: str,
+        expected: str,
+        seen: str,
+        detail: Mapping[str, object] | None = None,
+    ) -> None:
+        self._asked[oracle] = self._asked.get(oracle, 0) + 1
+        detail = {"asked": self._asked[oracle], **(detail or {})}
+        self._reports[oracle] = OracleReport(oracle, status, expected, seen, detail)
+
+
+_Look = Callable[[drgn.Program, ProbeGuest], Sequence[Difference | Stale]]
+
+
+def _primary(program: drgn.Program, guest: ProbeGuest) -> PrimaryMap:
+    return primary_map(program, guest.pid, guest.hva, guest.pages)
+
+
+def _extra(program: drgn.Program, guest: ProbeGuest) -> Sequence[Difference]:
+    primary = _primary(program, guest)
+    pages = np.flatnonzero(primary.present)
+    states = page_states(program, primary.pfn[pages])
+    return differences(pages, states)
+
+
+def _stale(program: drgn.Program, guest: ProbeGuest) -> Sequence[Stale]:
+    sptes = read_sptes(program, guest.pid, guest.vm_fd, guest.gpa, guest.pages)
+    return stale(sptes, _primary(program, guest))

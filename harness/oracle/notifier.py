@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Watch the calls of KVM's mmu notifiers through its tracepoints."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from harness.errors import OracleUnavailable, ProbeError
+from harness.guest.probe import ProbeGuest
+from harness.guest.session import Session
+from harness.probe.layout import PAGE_BYTES
+
+_INSTANCE = "/sys/kernel/tracing/instances/mmu-harness"
+_EVENT = f"{_INSTANCE}/events/kvm/kvm_unmap_hva_range"
+_BUFFER_KIB = 8192
+_RANGE = re.compile(r"kvm_unmap_hva_range:.*?0x([0-9a-f]+) -- 0x([0-9a-f]+)")
+_LOST = re.compile(r"^overrun: (\d+)", re.MULTILINE)
+
+
+class Watch:
+    """The invalidations of a guest's memory that KVM was told of while it was watched.
+
+    The tracepoint fires on entry to KVM's invalidate_range_start, before the memslots are looked
+    up: it proves that the notifier was called, not that an spte was dropped.
+    """
+
+    def __init__(self, pages: int) -> None:
+        self.ranges: tuple[tuple[int, int], ...] = ()
+        self.lost = 0
+        self._pages = pages
+
+    def told(self) -> npt.NDArray[np.bool_]:
+        """For each page of the guest whether a call covered it."""
+        edges = np.zeros(self._pages + 1, np.int64)
+        for first, last in self.ranges:
+            edges[max(first, 0)] += 1
+            edges[min(last, self._pages)] -= 1
+        return np.cumsum(edges)[:-1] > 0
+
+
+@contextlib.contextmanager
+def watch(guest: ProbeGuest) -> Iterator[Watch]:
+    """Watch the invalidations of ``guest``'s memory; the result is complete once this is left.
+
+    Raises OracleUnavailable on a kernel without the tracepoint, which came with commit
+    501b91802603 ("KVM: Move x86's MMU notifier memslot walkers to generic code") (in v5.13), or
+    when the host's tracing cannot be used.
+    """
+    session = guest.session
+    _prepare(session)
+    end = guest.hva + guest.pages * PAGE_BYTES
+    try:
+        session.ask("write", path=f"{_EVENT}/filter", text=f"start < {end} && end > {guest.hva}")
+        session.ask("write", path=f"{_INSTANCE}/trace", text="")
+        session.ask("write", path=f"{_EVENT}/enable", text="1")
+    except OSError as error:
+        raise OracleUnavailable(f"The notifier tracepoint cannot be used: {error}.") from error
+    seen = Watch(guest.pages)
+    try:
+        yield seen
+    finally:
+        session.ask("write", path=f"{_EVENT}/enable", text="0")
+    text = session.read(f"{_INSTANCE}/trace")
+    seen.ranges = tuple(
+        ((start - guest.hva) // PAGE_BYTES, -((guest.hva - stop) // PAGE_BYTES))
+        for start, stop in ((int(a, 16), int(b, 16)) for a, b in _RANGE.findall(text))
+    )
+    seen.lost = _lost(session)
+
+
+def _prepare(session: Session) -> None:
+    """Make the trace instance once a host."""
+    if session.ask("exists", path=_INSTANCE):
+        return
+    try:
+        session.ask("make_directory", path=_INSTANCE)
+    except OSError as error:
+        raise OracleUnavailable(f"The host's kernel has no usable tracing: {error}.") from error
+    if not session.ask("exists", path=_EVENT):
+        raise OracleUnavailable("The host's kernel has no tracepoint kvm_unmap_hva_range.")
+    session.ask("write", path=f"{_INSTANCE}/buffer_size_kb", text=str(_BUFFER_KIB))
+
+
+def _lost(session: Session) -> int:
+    """How many events the ring buffers dropped."""
+    lost = 0
+    for cpu in range(64):
+        path = f"{_INSTANCE}/per_cpu/cpu{cpu}/stats"
+        if not session.ask("exists", path=path):
+            return lost
+        found = _LOST.search(session.read(path))
+        if found is None:
+            raise ProbeError(f"{path} on the host has no line about overruns.")
+        lost += int(found.group(1))
+    return lost

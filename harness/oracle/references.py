@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The pure model of how many references a page may have, and the comparison with what it has."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import numpy.typing as npt
+
+from harness.oracle.structpage import PageStates
+
+Counts = npt.NDArray[np.int64]
+
+
+def expected_references(states: PageStates) -> Counts:
+    """How many references each page ought to have, when nobody is using it at the moment.
+
+    One for each page table entry that maps it, one for the swap cache or the page cache, and one
+    for private data (buffer heads) that hangs on it. That sptes are not in this list is what the
+    whole project is about: commit acb66dd051d0 ("KVM: MMU: don't hold pagecount reference for
+    mapped sptes pages") (in v3.6).
+    """
+    return (
+        states.mapcount
+        + states.swap_cache.astype(np.int64)
+        + states.page_cache.astype(np.int64)
+        + states.private.astype(np.int64)
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """One page whose reference count is not what it ought to be.
+
+    ``page`` is the index into the guest's memory, ``pfn`` the frame.
+    """
+
+    page: int
+    pfn: int
+    expected: int
+    found: int
+    mapcount: int
+
+    def __str__(self) -> str:
+        return (
+            f"page {self.page} (pfn {self.pfn:#x}): {self.found} references instead of "
+            f"{self.expected}, mapcount {self.mapcount}"
+        )
+
+
+def differences(pages: Counts, states: PageStates) -> tuple[Difference, ...]:
+    """The pages that have more or fewer references than expected, in the order of the guest.
+
+    ``pages`` are the indices into the guest's memory of the frames in ``states``.
+    """
+    expected = expected_references(states)
+    wrong = np.flatnonzero((states.refcount != expected) & ~states.reserved)
+    return tuple(
+        Difference(
+            page=int(pages[index]),
+            pfn=int(states.pfn[index]),
+            expected=int(expected[index]),
+            found=int(states.refcount[index]),
+            mapcount=int(states.mapcount[index]),
+        )
+        for index in wrong
+    )

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A VMM that dies with sptes present gives all of its memory back."""
+
+from __future__ import annotations
+
+import signal
+
+from harness.guest.probe import ProbeGuest
+from harness.oracle.evidence import Evidence
+
+SEED = 0x5EED
+
+
+def test_a_killed_vmm_gives_all_memory_back(guest: ProbeGuest, evidence: Evidence) -> None:
+    evidence.content(guest.fill(SEED))
+    evidence.sound(guest)
+    frames = evidence.frames(guest)
+    guest.kill(signal.SIGKILL)
+    evidence.memory_given_back(guest)
+    evidence.frames_returned(frames)
+
+
+def test_a_vmm_killed_while_its_guest_runs_gives_all_memory_back(
+    guest: ProbeGuest, evidence: Evidence
+) -> None:
+    evidence.content(guest.fill(SEED))
+    frames = evidence.frames(guest)
+    guest.hammer_unattended().await_visits(1)
+    guest.kill(signal.SIGKILL)
+    evidence.memory_given_back(guest)
+    evidence.frames_returned(frames)
+
+
+def test_a_vmm_killed_with_half_its_memory_swapped_gives_it_back(
+    guest: ProbeGuest, evidence: Evidence
+) -> None:
+    evidence.content(guest.fill(SEED))
+    evidence.swapped_out(guest, guest.reclaim())
+    evidence.content(guest.check(SEED, pages=guest.pages // 2))
+    evidence.sound(guest)
+    frames = evidence.frames(guest)
+    guest.kill(signal.SIGKILL)
+    evidence.memory_given_back(guest)
+    evidence.frames_returned(frames)

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Guests can be swapped: all of their memory goes out, comes back as it was, and is not pinned."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+
+from harness.guest.probe import GuestFactory, ProbeGuest
+from harness.oracle.evidence import Evidence
+
+SEED = 0x5EED
+CYCLES = 3
+
+
+def test_an_idle_guest_is_swapped_out_whole_and_back(guest: ProbeGuest, evidence: Evidence) -> None:
+    evidence.content(guest.fill(SEED))
+    for _ in range(CYCLES):
+        evidence.sound(guest)
+        mapped = evidence.mapped_by_sptes(guest)
+        with evidence.told(guest):
+            residency = guest.reclaim()
+        evidence.swapped_out(guest, residency)
+        evidence.sptes_changed(guest, mapped, by=-guest.pages)
+        evidence.no_stale_translations(guest)
+        evidence.content(guest.check(SEED))
+    evidence.sound(guest)
+
+
+def test_what_a_guest_only_read_is_swapped_out_whole_and_back(
+    guest: ProbeGuest, evidence: Evidence
+) -> None:
+    written = [SEED] * guest.pages
+    guest.host_write(SEED, 0, guest.pages, word=5)
+    evidence.equal("what the VMM wrote", written, guest.read(0, guest.pages, word=5).words)
+    evidence.sound(guest)
+    evidence.swapped_out(guest, guest.reclaim())
+    evidence.no_stale_translations(guest)
+    evidence.equal("what the VMM wrote", written, guest.read(0, guest.pages, word=5).words)
+    evidence.sound(guest)
+
+
+@pytest.mark.parametrize("vcpus", [1, 2])
+def test_a_hammering_guest_is_swapped_while_it_runs(
+    probe_guest: GuestFactory, evidence: Evidence, vcpus: int
+) -> None:
+    with probe_guest(vcpus=vcpus) as guest:
+        evidence.content(guest.fill(SEED))
+        with contextlib.ExitStack() as stack:
+            hammers = [stack.enter_context(guest.hammering(vcpu)) for vcpu in range(vcpus)]
+            for hammer in hammers:
+                hammer.await_visits(guest.pages)
+            swapped = guest.swap_while_running(CYCLES * guest.bytes)
+            evidence.at_least("reclaim", "bytes swapped out", CYCLES * guest.bytes, swapped)
+            for hammer in hammers:
+                hammer.await_visits(guest.pages)
+        for hammer in hammers:
+            evidence.content(hammer.stop())
+        evidence.sound(guest)
+        evidence.swapped_out(guest, guest.reclaim())
+        evidence.content(guest.check(SEED))
+        evidence.sound(guest)
