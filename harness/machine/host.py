@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What a test holds: a machine that runs the kernel under test.
+
+Nothing above this room knows that a host is QEMU; a real machine over SSH can be another
+implementation of ``Host``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Protocol
+
+from harness.command import Completed
+from harness.deadline import Deadline
+from harness.machine.console import ConsoleLog
+from harness.machine.mmu import Mmu
+from harness.machine.splat import Splat
+
+if TYPE_CHECKING:
+    import drgn
+
+
+@dataclasses.dataclass(frozen=True)
+class HostFacts:
+    """What is known of a host once it is up.
+
+    ``release`` is uname -r as seen inside, ``parameters`` what /sys/module says of KVM's
+    parameters (as in ``kvm_amd.npt``), ``boot_seconds`` the time from the start of QEMU to the
+    first answer, ``pace`` a factor of at least 1 by which this machine is slower than the one on
+    which deadlines were chosen, and ``boot_reports`` the kernel's complaints during the boot.
+    """
+
+    release: str
+    accelerator: str
+    accelerator_reason: str
+    qemu_version: str
+    mmu: Mmu
+    vendor: str
+    parameters: dict[str, str]
+    boot_seconds: float
+    pace: float
+    argv: tuple[str, ...]
+    boot_reports: tuple[Splat, ...] = ()
+
+
+class Channel(Protocol):
+    """A long-lived process in a host; a context manager that closes it."""
+
+    def send(self, data: bytes) -> None:
+        """Send bytes to its standard input."""
+
+    def receive_line(self, deadline: Deadline) -> bytes:
+        """The next line of its standard output, without the newline."""
+
+    @property
+    def stderr_tail(self) -> str:
+        """The end of its standard error."""
+
+    def close(self) -> None:
+        """Close it; the process sees the end of its input."""
+
+    def __enter__(self) -> Channel: ...
+
+    def __exit__(self, *error: object) -> None: ...
+
+
+class Host(Protocol):
+    """A running host. Each method may raise KernelSplat, QemuError or HostLostError.
+
+    A report of the kernel in its log beats everything else: a connection that is lost because
+    the kernel crashed is the kernel's failure, not ours.
+    """
+
+    @property
+    def facts(self) -> HostFacts:
+        """What is known of the host."""
+
+    @property
+    def nonce(self) -> str:
+        """The word that this run gave to this host, and that it answered with."""
+
+    @property
+    def log(self) -> ConsoleLog:
+        """All that the host's kernel printed."""
+
+    def run(
+        self,
+        argv: Sequence[str],
+        deadline: Deadline,
+        *,
+        stdin: bytes | None = None,
+        check: bool = True,
+    ) -> Completed:
+        """Run a command to its end; CommandError when ``check`` is set and it fails."""
+
+    def channel(self, argv: Sequence[str], deadline: Deadline | None = None) -> Channel:
+        """Start a process and keep talking to it."""
+
+    def put(self, path: str, data: bytes, deadline: Deadline, *, mode: int = 0o644) -> None:
+        """Write a file, which appears complete or not at all."""
+
+    def debugger(self) -> drgn.Program:
+        """A drgn program that reads the host's memory from outside; OracleUnavailable if not."""
+
+    def paused(self) -> AbstractContextManager[None]:
+        """The host's CPUs stand still: its memory can be read as one picture."""
+
+    def check(self) -> None:
+        """Raise what happened to the host since the last check, if anything did."""

@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""QMP for callers that wait: each command has a deadline, and the traffic is on record."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from qemu.qmp import EventListener, ExecuteError, QMPClient, QMPError
+from qemu.qmp.message import Message
+
+from harness.deadline import Deadline
+from harness.errors import DeadlineError, QmpError
+
+_Answer = TypeVar("_Answer")
+
+_MOST_LOGGED = 1 << 20
+"""Bytes of traffic after which the record ends; a run makes a few KiB."""
+
+_LEAVE_SECONDS = 2.0
+
+
+class Qmp:
+    """A QMP connection, made by ``connected``."""
+
+    def __init__(self, record: Path) -> None:
+        self._client = QMPClient("mmu-harness")
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="qmp", daemon=True)
+        self._record = record
+        self._recorded = 0
+        self._listener = EventListener()
+        self._events: list[Mapping[str, Any]] = []
+        self._arrived = threading.Condition()
+
+    @property
+    def version(self) -> str:
+        """QEMU's version, from its greeting."""
+        greeting = self._client.greeting
+        assert greeting is not None
+        qemu = cast(Mapping[str, int], greeting.QMP.version["qemu"])
+        return f"{qemu['major']}.{qemu['minor']}.{qemu['micro']}"
+
+    def execute(
+        self, command: str, deadline: Deadline, arguments: Mapping[str, object] | None = None
+    ) -> Any:
+        """Run a QMP command and return its answer.
+
+        Raises QmpError when QEMU answers with an error or not as QMP promises, and DeadlineError
+        when it does not answer in time.
+        """
+        self._log("->", {"execute": command, "arguments": dict(arguments or {})})
+        request = None if arguments is None else dict(arguments)
+        try:
+            answer = self._wait(self._client.execute(command, request), deadline)
+        except ExecuteError as error:
+            self._log("<-", {"error": str(error)})
+            raise QmpError(f"QEMU refused the QMP command {command}: {error}.") from error
+        except QMPError as error:
+            raise QmpError(f"The QMP command {command} failed: {error}.") from error
+        self._log("<-", answer)
+        return answer
+
+    def human(self, line: str, deadline: Deadline) -> str:
+        """The answer of QEMU's human monitor, for what QMP cannot tell."""
+        answer = self.execute("human-monitor-command", deadline, {"command-line": line})
+        return str(answer)
+
+    def events(self) -> tuple[Mapping[str, Any], ...]:
+        """All events so far, oldest first; subscribe by counting before the command."""
+        with self._arrived:
+            return tuple(self._events)
+
+    def wait_event(self, name: str, deadline: Deadline, since: int = 0) -> Mapping[str, Any]:
+        """The first event of this name among those after the first ``since``."""
+        found: list[Mapping[str, Any]] = []
+
+        def look() -> bool:
+            found[:] = [event for event in self._events[since:] if event["event"] == name]
+            return bool(found)
+
+        with self._arrived:
+            if not self._arrived.wait_for(look, deadline.remaining):
+                raise deadline.error(f"QEMU did not send the event {name}.")
+        return found[0]
+
+    def _open(self, path: Path, deadline: Deadline) -> None:
+        self._thread.start()
+        self._client.register_listener(self._listener)
+        try:
+            self._wait(self._client.connect(str(path)), deadline)
+        except QMPError as error:
+            raise QmpError(f"QEMU does not speak QMP on {path}: {error}.") from error
+        asyncio.run_coroutine_threadsafe(self._collect(), self._loop)
+
+    def _close(self) -> None:
+        with contextlib.suppress(QMPError, DeadlineError):
+            self._wait(self._client.disconnect(), Deadline.after(_LEAVE_SECONDS, "Closing QMP"))
+        asyncio.run_coroutine_threadsafe(_cancel_all(), self._loop)
+        self._thread.join(_LEAVE_SECONDS)
+        if not self._thread.is_alive():
+            self._loop.close()
+
+    async def _collect(self) -> None:
+        async for event in self._listener:
+            self._log("<-", event)
+            with self._arrived:
+                self._events.append(dict(event))
+                self._arrived.notify_all()
+
+    def _wait(self, work: Coroutine[Any, Any, _Answer], deadline: Deadline) -> _Answer:
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result(deadline.remaining)
+        except concurrent.futures.TimeoutError:
+            future.cancel()
+            raise deadline.error("QEMU does not answer on its QMP socket.") from None
+
+    def _log(self, direction: str, message: object) -> None:
+        """Put one message on record, with the wall clock as in QEMU's own time stamps."""
+        if isinstance(message, Message):
+            message = dict(message)
+        line = f"{time.time():.3f} {direction} {json.dumps(message, default=str)}\n"
+        self._recorded += len(line)
+        if self._recorded <= _MOST_LOGGED:
+            with self._record.open("a") as file:
+                file.write(line)
+
+
+@contextlib.contextmanager
+def connected(
+    path: Path, record: Path, deadline: Deadline, alive: Callable[[], None]
+) -> Iterator[Qmp]:
+    """A connection to the QMP socket at ``path``, its traffic written to ``record``.
+
+    ``alive`` is asked while the socket does not exist yet, and raises if it never will. Raises
+    DeadlineError when no greeting comes: a stopped QEMU accepts connections and never sends it.
+    """
+
+    def exists() -> bool:
+        alive()
+        return path.exists()
+
+    deadline.poll(exists, "QEMU did not make its QMP socket.")
+    qmp = Qmp(record)
+    try:
+        qmp._open(path, deadline)
+        yield qmp
+    finally:
+        qmp._close()
+
+
+async def _cancel_all() -> None:
+    loop = asyncio.get_running_loop()
+    own = asyncio.current_task()
+    tasks = [task for task in asyncio.all_tasks(loop) if task is not own]
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    loop.stop()
