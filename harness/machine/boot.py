@@ -70,11 +70,11 @@ def boot(
         )
         _confirm_accelerator(qmp, spec, monitor)
         port = _forwarded_port(qmp, monitor)
-        lines = qemu.console.follow(deadline)
-        _await(_LISTENING, lines, qemu, kernel)
+        milestones = _Milestones(qemu, kernel, deadline)
+        milestones.reach(_LISTENING)
         ssh = _connect(port, keys, deadline, qemu, kernel)
         stack.callback(ssh.close)
-        _await(_READY, lines, qemu, kernel)
+        milestones.reach(_READY)
         answers = _ask(ssh, deadline, qemu, kernel)
         facts = _facts(spec, qmp, qemu, words, answers, time.monotonic() - started)
         if answers.get("nonce") != nonce:
@@ -117,17 +117,29 @@ def _forwarded_port(qmp: Qmp, deadline: Deadline) -> int:
     raise QemuError("QEMU forwards no port to the host's SSH server.")
 
 
-def _await(word: str, lines: Iterator[str], qemu: Qemu, kernel: Kernel) -> None:
-    """Follow the console to a line that starts with ``word``; raises what stops the boot."""
-    try:
-        for line in lines:
-            if line.startswith(word):
-                return
+class _Milestones:
+    """The lines that the host's init prints for us, which come in any order."""
+
+    def __init__(self, qemu: Qemu, kernel: Kernel, deadline: Deadline) -> None:
+        self._qemu = qemu
+        self._kernel = kernel
+        self._lines = qemu.console.follow(deadline)
+        self._seen: list[str] = []
+
+    def reach(self, word: str) -> None:
+        """Follow the console until a line has begun with ``word``; raises what stops the boot."""
+        while not any(line.startswith(word) for line in self._seen):
+            try:
+                line = next(self._lines)
+            except StopIteration:
+                raise _gone(self._qemu, self._kernel) from None
+            except DeadlineError as error:
+                raise _boot_error(self._kernel, self._qemu, str(error)) from error
             if line.startswith(_FAILED):
-                raise _boot_error(kernel, qemu, visible(line.removeprefix(_FAILED)))
-    except DeadlineError as error:
-        raise _boot_error(kernel, qemu, str(error)) from error
-    raise _gone(qemu, kernel)
+                reason = visible(line.removeprefix(_FAILED))
+                raise _boot_error(self._kernel, self._qemu, reason)
+            if line.startswith(layout.MARK):
+                self._seen.append(line)
 
 
 def _connect(port: int, keys: RunKeys, deadline: Deadline, qemu: Qemu, kernel: Kernel) -> Ssh:
