@@ -65,6 +65,7 @@ def console(stream: TextIO, environment: Mapping[str, str] = os.environ) -> Cons
         # A log has no width; folding a command in the middle makes it useless.
         width=None if terminal else _DEFAULT_COLUMNS,
         highlight=False,
+        _environ=environment,
         markup=False,
         emoji=False,
         soft_wrap=not terminal,

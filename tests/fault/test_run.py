@@ -211,6 +211,17 @@ def test_an_installation_that_did_not_end_is_begun_again(
     assert machine.called() == []
 
 
+def test_what_failed_half_way_is_not_taken_for_what_was_there_before(ready: Machine) -> None:
+    pins = ready.checkout / "constraints.txt"
+    before = pins.read_text()
+    pins.write_text(before + "# changed\n")
+    assert ready.run("check", PIP_STATUS="1").returncode == 200
+    pins.write_text(before)
+    ready.called()
+    assert ready.run("check").returncode == 0
+    assert [call[:6] for call in ready.called()] == ["pip in"]
+
+
 def test_two_runs_at_once_install_once(machine: Machine) -> None:
     with (
         machine.start("one", PIP_SLEEPS="1") as one,

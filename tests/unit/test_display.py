@@ -83,12 +83,13 @@ def test_the_screen_that_cannot_show_a_character_gets_an_escape() -> None:
 
 def test_finished_phases_stay_on_a_terminal() -> None:
     stream = Tty()
-    progress = display.progress(stream, {"TERM": "xterm", "NO_COLOR": "1"})
+    progress = display.progress(stream, {"TERM": "xterm", "NO_COLOR": "1", "COLUMNS": "100"})
     with progress.phase("outer"):
         with progress.phase("inner"):
-            progress.update("half")
+            progress.update("half \x1b]0;title\x07 [bold]done[/bold]")
         progress.note("said [bold]once[/bold] \x1b]0;title\x07")
     shown = stream.getvalue()
+    assert "half \\x1b]0;title\\x07 [bold]done[/bold]" in shown
     assert "✓ inner  0.0 s" in shown
     assert "✓ outer  0.0 s" in shown
     assert "said [bold]once[/bold] \\x1b]0;title\\x07" in shown
