@@ -27,6 +27,9 @@ SSHD_CONFIG: Final = "/etc/ssh/mmu-harness.conf"
 ADDRESS: Final = "10.0.2.15"
 """The host's address in the network that QEMU emulates (QEMU's own default for its user net)."""
 
+GATEWAY: Final = "10.0.2.2"
+"""Where QEMU itself answers in that network."""
+
 TEMPLATE_VARIABLES: Final = {
     "mark": MARK,
     "run": RUN_DIRECTORY,
@@ -37,4 +40,5 @@ TEMPLATE_VARIABLES: Final = {
     "init": HOST_INIT,
     "sshd_config": SSHD_CONFIG,
     "address": ADDRESS,
+    "gateway": GATEWAY,
 }

@@ -34,6 +34,7 @@ _REFERENCE_SECONDS = 4.0
 _MONITOR_SECONDS = 20.0
 _LAST_LINES = 12
 
+_NETWORK = f"{layout.MARK}: network"
 _LISTENING = f"{layout.MARK}: listening"
 _READY = f"{layout.MARK}: ready "
 _FAILED = f"{layout.MARK}: boot failed: "
@@ -71,6 +72,7 @@ def boot(
         _confirm_accelerator(qmp, spec, monitor)
         port = _forwarded_port(qmp, monitor)
         milestones = _Milestones(qemu, kernel, deadline)
+        milestones.reach(_NETWORK)
         milestones.reach(_LISTENING)
         ssh = _connect(port, keys, deadline, qemu, kernel)
         stack.callback(ssh.close)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import collections
 import threading
+import time
 from collections.abc import Iterator
 from typing import IO
 
@@ -17,6 +18,8 @@ _TAIL = 4 << 20
 
 _CHUNK = 65536
 _LONGEST_LINE = 16384
+
+_BATCH_SECONDS = 0.005
 
 _QUIET_SECONDS = 0.2
 """A report is taken to be complete when the console has been silent for this long."""
@@ -144,6 +147,9 @@ def pump(stream: IO[bytes], log: ConsoleLog) -> threading.Thread:
             # read1 returns what is there; read would wait for a whole chunk.
             while chunk := _read(stream):
                 log.append(chunk)
+                # QEMU hands over single characters; taking each by itself would keep a CPU of
+                # L0 busy that the emulation needs.
+                time.sleep(_BATCH_SECONDS)
         finally:
             log.close()
 

@@ -38,6 +38,7 @@ _PARAMETERS = (
     "tsc=reliable",
     "no_timer_check",
     "8250.nr_uarts=1",
+    "edd=off",
     # Loading a module waits for several grace periods.
     "rcupdate.rcu_expedited=1",
 )
