@@ -49,6 +49,7 @@ DRIVER = """
     ]
     pids = [program.pid for program in programs]
     print(janitor.directory, janitor._helper.pid, *pids, flush=True)
+    sys.stdin.readline()
     {ending}
 """
 
@@ -105,11 +106,13 @@ def start(tmp_path: Path) -> Iterator[Callable[[str], Run]]:
         script = textwrap.dedent(DRIVER).replace("{ending}", textwrap.dedent(ending))
         process = subprocess.Popen(
             [sys.executable, "-c", script, str(elsewhere)],
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             start_new_session=True,
         )
         processes.append(process)
+        assert process.stdin is not None
         assert process.stdout is not None
         directory, helper, *programs = process.stdout.readline().split()
         assert len(programs) == 3
@@ -117,6 +120,8 @@ def start(tmp_path: Path) -> Iterator[Callable[[str], Run]]:
         assert all(alive(pid) for pid in (run.helper, *run.programs))
         assert (run.directory / "socket").exists()
         assert run.directory.stat().st_mode & 0o777 == 0o700
+        process.stdin.write("\n")
+        process.stdin.flush()
         return run
 
     yield start
@@ -124,8 +129,9 @@ def start(tmp_path: Path) -> Iterator[Callable[[str], Run]]:
         if process.poll() is None:
             process.kill()
         process.wait()
-        assert process.stdout is not None
-        process.stdout.close()
+        for stream in (process.stdin, process.stdout):
+            assert stream is not None
+            stream.close()
 
 
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV])
