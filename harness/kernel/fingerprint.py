@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -27,6 +28,8 @@ def fingerprint(path: str | os.PathLike[str]) -> str:
         return "-"
     if stat.S_ISLNK(mode):
         return "l" + hashlib.sha256(os.fsencode(os.readlink(path))).hexdigest()  # noqa: PTH115
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "is neither a file nor a link", os.fspath(path))
     with open(path, "rb") as file:  # noqa: PTH123 - called for 80,000 files
         return ("x" if mode & 0o100 else "f") + hashlib.sha256(file.read()).hexdigest()
 

@@ -80,7 +80,7 @@ def _beginning(path: Path) -> tuple[bytes, int]:
         raise ImageError(f"There is no kernel image {path}; check the path.") from None
     except OSError as error:
         raise ImageError(f"The kernel image {path} cannot be read: {error.strerror}.") from error
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         status = os.fstat(descriptor)
         if stat.S_ISDIR(status.st_mode):
             raise ImageError(f"{path} is a directory, not a kernel image; {_HOW}")
@@ -89,7 +89,9 @@ def _beginning(path: Path) -> tuple[bytes, int]:
         if status.st_size == 0:
             raise ImageError(f"{path} is empty; build or copy it again.")
         # The setup part has at most 256 sectors, and the banner lies in it.
-        return file.read(256 * _SECTOR), status.st_size
+        return os.read(descriptor, 256 * _SECTOR), status.st_size
+    finally:
+        os.close(descriptor)
 
 
 def _banner(start: bytes, setup: int) -> str:

@@ -38,6 +38,15 @@ class Kernel:
     log: Path | None = None
     entry: Path | None = None
 
+    @property
+    def identity(self) -> str:
+        """What tells this kernel from all others, in hex.
+
+        Not the image's digest where there is more: kernels that differ only in their modules,
+        as KVM is one, have the same image.
+        """
+        return self.digest if self.entry is None else self.entry.name
+
     def symbol(self, name: str) -> str | None:
         """The value of a symbol of the configuration, with or without ``CONFIG_``.
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import mmap
+import re
 import os
 import shutil
 from collections.abc import Iterable
@@ -109,10 +110,12 @@ def _same_build(vmlinux: Path, header: ImageHeader) -> bool:
         vmlinux.open("rb") as file,
         mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
     ):
-        start = data.find(f"Linux version {header.release} (".encode())
-        banner = data[start : start + 1024] if start >= 0 else b""
-    line = banner.split(b"\n")[0].decode("ascii", errors="replace").rstrip("\0")
-    return bool(banner) and line.partition("#")[2].strip() == build
+        # Since v6.1 there is a first banner without the build number, from before the last link.
+        wanted = re.escape(f"Linux version {header.release} (".encode()) + rb"[^\n\0#]*#([^\n\0]*)"
+        builds = {
+            found[1].decode("ascii", "replace").strip() for found in re.finditer(wanted, data)
+        }
+    return build in builds
 
 
 def _modules(release: str, directory: Path, progress: Progress) -> Path | None:
