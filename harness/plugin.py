@@ -1,2 +1,325 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The doors of pytest."""
+"""The doors of pytest: options, fixtures, and the verdict over a run.
+
+A test belongs to the suite when it asks for one of the fixtures ``host``, ``guest``,
+``probe_guest`` or ``evidence``. It then runs once in each MMU mode. Tests that ask for none of
+them are none of this plugin's business, and a run without any such test is left alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import sys
+import time
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness import display
+from harness.errors import HarnessError, Interrupted, OracleUnavailable, UsageError, Violation
+from harness.guest.probe import GuestFactory, ProbeGuest
+from harness.guest.probe import probe_guest as new_guest
+from harness.guest.session import Session
+from harness.janitor import Janitor
+from harness.machine import accelerator, mmu
+from harness.machine.host import Host
+from harness.oracle.evidence import Evidence
+from harness.progress import Progress, Silent
+from harness.result.outcome import Outcome, Request, TestOutcome
+from harness.result.verdict import exit_code
+from harness.run import Run
+from harness.store import Store
+from harness.workbench import DEFAULT_KERNEL, DEFAULT_MODES, Wish
+
+_MODE = "mmu_mode"
+_BACKING = "anon"
+_PLUGIN = "mmu-harness-run"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the options of the suite."""
+    group = parser.getgroup("mmu-harness", "which kernel to test, and on what")
+    group.addoption(
+        "--kernel",
+        metavar="REF",
+        default=DEFAULT_KERNEL,
+        help="bzImage, source tree, deb:linux-source-V or deb:linux-image-V (%(default)s)",
+    )
+    group.addoption("--patch", metavar="FILE", action="append", default=[], help="apply on top")
+    group.addoption("--config", metavar="FILE", action="append", default=[], help="add a fragment")
+    group.addoption("--mmu", metavar="MODE", action="append", default=[], help=", ".join(mmu.Mmu))
+    group.addoption("--accel", metavar="NAME", default="auto", help=", ".join(accelerator.REQUESTS))
+    group.addoption("--control", metavar="NAME", help="break one guarantee, to see tests fail")
+    group.addoption("--results", metavar="DIR", default="results", help="where results go")
+    group.addoption("--jobs", metavar="N", type=int, help="for make; default: number of CPUs")
+    group.addoption("--mmu-phases", action="store_true", help="show phases instead of test names")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Check the options before anything is collected."""
+    try:
+        modes = tuple(mmu.parse(name) for name in config.getoption("--mmu")) or DEFAULT_MODES
+        if config.getoption("--accel") not in accelerator.REQUESTS:
+            valid = ", ".join(accelerator.REQUESTS)
+            given = config.getoption("--accel")
+            raise UsageError(f"There is no accelerator {given!r}; choose one of {valid}.")
+    except UsageError as error:
+        raise pytest.UsageError(str(error)) from error
+    control = config.getoption("--control")
+    wish = Wish(
+        kernel=config.getoption("--kernel"),
+        patches=tuple(map(Path, config.getoption("--patch"))),
+        fragments=tuple(map(Path, config.getoption("--config"))),
+        modes=tuple(dict.fromkeys(modes)),
+        accelerator=config.getoption("--accel"),
+        control=control,
+        jobs=config.getoption("--jobs"),
+    )
+    config.pluginmanager.register(SuitePlugin(config, wish), _PLUGIN)
+
+
+class SuitePlugin:
+    """The plugin for one pytest session."""
+
+    def __init__(self, config: pytest.Config, wish: Wish) -> None:
+        self._config = config
+        self._wish = wish
+        self._stack = contextlib.ExitStack()
+        self._run: Run | None = None
+        self._phases: bool = config.getoption("--mmu-phases")
+
+    # Selection.
+
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        """Run each test of the suite once in each MMU mode."""
+        if _MODE in metafunc.fixturenames:
+            metafunc.parametrize(_MODE, self._wish.modes, ids=str, scope="session")
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """Bring the tests of a mode together, because each mode is a host of its own."""
+        order = {mode: number for number, mode in enumerate(self._wish.modes)}
+        items.sort(key=lambda item: order.get(_mode_of(item), -1))  # type: ignore[arg-type]
+
+    # The run.
+
+    def pytest_runtestloop(self, session: pytest.Session) -> None:
+        """Make the kernel and all else before the first test, so that a failure is told once."""
+        requests = [_request(item) for item in session.items if _mode_of(item)]
+        if self._config.option.collectonly or session.testsfailed:
+            return
+        if not requests and not self._phases:
+            return
+        janitor = self._stack.enter_context(Janitor())
+        progress = self._progress()
+        self._run = self._stack.enter_context(
+            Run(
+                self._wish,
+                requests,
+                Store(adopt=janitor.adopt, release=janitor.release),
+                janitor.directory,
+                Path(self._config.getoption("--results")),
+                progress,
+                command=_repeat(self._wish, None),
+            )
+        )
+        if requests and not self._run.prepare():
+            session.shouldstop = "the kernel under test could not be made ready"
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
+        """Show a test as a phase where phases are shown."""
+        if self._run is None or not self._phases or not _mode_of(item):
+            return (yield)
+        with self._run.progress.phase(f"{_mode_of(item)}  {_scenario(item)}"):
+            return (yield)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(
+        self, item: pytest.Item, call: pytest.CallInfo[None]
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        """Judge a test by the class of what it raised, not by the phase in which it did."""
+        report = yield
+        if self._run is not None and _mode_of(item):
+            _Judged.of(item).add(call)
+            if call.when == "teardown":
+                self._run.report(self._outcome(item))
+        return report
+
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
+        """Give the verdict, and leave with its exit code."""
+        if self._run is None:
+            return
+        if exitstatus == pytest.ExitCode.INTERRUPTED and not session.shouldstop:
+            self._run.problem(KeyboardInterrupt())
+        record = self._run.finish()
+        session.exitstatus = int(record.verdict.exit_code)
+        self._stack.close()
+
+    def pytest_terminal_summary(self) -> None:
+        """Show the closing table and the verdict."""
+        if self._run is not None and self._run.record is not None:
+            display.show(self._run.record, display.console(sys.stdout))
+            print(f"Results: {self._run.results.path}")
+
+    def pytest_unconfigure(self) -> None:
+        """Leave nothing behind, however the session ended."""
+        self._stack.close()
+
+    # Fixtures.
+
+    @pytest.fixture
+    def session(self, mmu_mode: mmu.Mmu) -> Session:
+        """The agent on the host of this test."""
+        assert self._run is not None
+        return self._run.session(mmu_mode)
+
+    @pytest.fixture
+    def host(self, session: Session) -> Host:
+        """The machine that runs the kernel under test, in this test's MMU mode."""
+        return session.host
+
+    @pytest.fixture
+    def evidence(self, request: pytest.FixtureRequest, host: Host) -> Iterator[Evidence]:
+        """Asks the oracles; at the end of the test the kernel's log must be clean."""
+        evidence = Evidence(host)
+        judged = _Judged.of(request.node)
+        judged.evidence = evidence
+        yield evidence
+        evidence.log_is_clean()
+
+    @pytest.fixture
+    def probe_guest(self, session: Session, evidence: Evidence) -> GuestFactory:
+        """Makes probe guests on the host; each ends with its context."""
+
+        def make(pages: int = 16384, vcpus: int = 1) -> Any:
+            return new_guest(session, pages, vcpus)
+
+        return make
+
+    @pytest.fixture
+    def guest(self, probe_guest: GuestFactory) -> Iterator[ProbeGuest]:
+        """A probe guest with 64 MiB of anonymous memory and one vcpu."""
+        with probe_guest() as guest:
+            yield guest
+
+    def _outcome(self, item: pytest.Item) -> TestOutcome:
+        assert self._run is not None
+        judged = _Judged.of(item)
+        request = _request(item)
+        error = judged.error
+        return TestOutcome(
+            id=request.id,
+            outcome=judged.outcome,
+            mmu=request.mmu,
+            backing=request.backing,
+            seconds=judged.seconds,
+            oracles=judged.evidence.reports if judged.evidence else (),
+            message=str(error) if error is not None else "",
+            oracle=error.oracle if isinstance(error, Violation) else None,
+            page=error.page if isinstance(error, Violation) else None,
+            log_excerpt=self._run.log_of_test() if error is not None else "",
+            code=exit_code(error) if error is not None else None,
+            command=_repeat(self._wish, item),
+        )
+
+    def _progress(self) -> Progress:
+        if self._config.getoption("--quiet") and not self._phases:
+            return Silent()
+        return display.progress(sys.stdout) if self._phases else display.Plain(sys.stdout)
+
+
+@dataclasses.dataclass
+class _Judged:
+    """What happened to one test so far."""
+
+    error: BaseException | None = None
+    skipped: bool = False
+    seconds: float = 0.0
+    evidence: Evidence | None = None
+    started: float = dataclasses.field(default_factory=time.monotonic)
+
+    @classmethod
+    def of(cls, item: pytest.Item) -> _Judged:
+        """The judgement of a test, made at the first mention."""
+        if _KEY not in item.stash:
+            item.stash[_KEY] = cls()
+        return item.stash[_KEY]
+
+    def add(self, call: pytest.CallInfo[None]) -> None:
+        """Take in a phase of the test: what the kernel did outranks what happened to us."""
+        if call.when == "call":
+            self.seconds = call.duration
+        if call.excinfo is None:
+            return
+        error = call.excinfo.value
+        if isinstance(error, (pytest.skip.Exception, OracleUnavailable)):
+            self.skipped = True
+            self.error = self.error or error
+        elif (
+            self.error is None
+            or self.skipped
+            or (isinstance(error, Violation) and not isinstance(self.error, Violation))
+        ):
+            self.skipped = False
+            self.error = error
+
+    @property
+    def outcome(self) -> Outcome:
+        """The test's outcome."""
+        if self.error is None:
+            return Outcome.PASS
+        if self.skipped:
+            return Outcome.SKIP
+        return Outcome.FAIL if isinstance(self.error, Violation) else Outcome.ERROR
+
+
+_KEY = pytest.StashKey[_Judged]()
+
+
+def _mode_of(item: pytest.Item) -> mmu.Mmu | None:
+    """The MMU mode of a test of the suite, or None for any other test."""
+    callspec = getattr(item, "callspec", None)
+    mode = callspec.params.get(_MODE) if callspec is not None else None
+    return mode if isinstance(mode, mmu.Mmu) else None
+
+
+def _request(item: pytest.Item) -> Request:
+    callspec = getattr(item, "callspec", None)
+    backing = callspec.params.get("backing", _BACKING) if callspec is not None else _BACKING
+    return Request(id=item.nodeid, mmu=str(_mode_of(item)), backing=str(backing))
+
+
+def _scenario(item: pytest.Item) -> str:
+    return item.name.removeprefix("test_").replace("_", " ")
+
+
+def _repeat(wish: Wish, item: pytest.Item | None) -> tuple[str, ...]:
+    """The command that repeats a run, or one test of it."""
+    words = ["mmu-harness", "check", "--kernel", wish.kernel]
+    for option, paths in (("--patch", wish.patches), ("--config", wish.fragments)):
+        for path in paths:
+            words += [option, str(path)]
+    modes = [_mode_of(item)] if item is not None else wish.modes
+    for mode in modes:
+        words += ["--mmu", str(mode)]
+    if wish.accelerator != "auto":
+        words += ["--accel", wish.accelerator]
+    if wish.control:
+        words += ["--control", wish.control]
+    if item is not None:
+        words.append(item.nodeid)
+    return tuple(words)
+
+
+def main(arguments: list[str]) -> int:
+    """Run pytest with this plugin and return the exit code of the verdict."""
+    try:
+        return int(pytest.main(arguments))
+    except Interrupted as error:
+        return int(error.exit_code)
+    except HarnessError as error:
+        print(error, file=sys.stderr)
+        return int(error.exit_code)

@@ -284,13 +284,15 @@ class ProbeGuest:
         """Press the guest's cgroup until nothing is in memory or nothing moves any more.
 
         Reclaim may legitimately leave a page at one attempt (under writeback, referenced since);
-        only several attempts without any effect say that it will not go.
+        only several attempts without any effect say that it will not go. A page that sits in a
+        CPU's LRU batch cannot be isolated, so they are drained each time: reclaim itself puts
+        pages there, when their writeback has ended.
         """
-        self.session.ask("drain_lru")
         residency = self.residency()
         deadline = Deadline.after(60.0 * self.pace, "Reclaim")
         left, idle_since = int(residency.in_memory.sum()), deadline.remaining
         for _ in deadline.ticks():
+            self.session.ask("drain_lru")
             self.session.ask("reclaim", cgroup=self.cgroup, size=self.bytes)
             residency = self.residency()
             before, left = left, int(residency.in_memory.sum())

@@ -55,7 +55,7 @@ class Session:
         """
         return self._value(op, self._exchange({"op": op, **arguments}, self.patience))
 
-    def ask_guest(self, name: str, op: str, **arguments: Any) -> Any:
+    def ask_guest(self, name: str, op: str, /, **arguments: Any) -> Any:
         """Ask a guest's VMM.
 
         Raises Violation when the VMM hangs in the kernel while the agent beside it answers, and
@@ -63,7 +63,7 @@ class Session:
         """
         return self._ask_guest(name, op, arguments, self.patience)
 
-    def wait_guest(self, name: str, op: str, seconds: float, **arguments: Any) -> Any:
+    def wait_guest(self, name: str, op: str, seconds: float, /, **arguments: Any) -> Any:
         """Ask a guest's VMM for something that may take as long as its argument ``seconds``."""
         return self._ask_guest(name, op, {**arguments, "seconds": seconds}, self.patience + seconds)
 

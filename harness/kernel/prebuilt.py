@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import mmap
-import re
 import os
+import re
 import shutil
 from collections.abc import Iterable
 from pathlib import Path

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import contextlib
 import json
 import threading
@@ -117,11 +116,12 @@ class Qmp:
                 self._arrived.notify_all()
 
     def _wait(self, work: Coroutine[Any, Any, _Answer], deadline: Deadline) -> _Answer:
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        # The limit is kept inside the loop, so that the work has tidied up when we go on.
+        limited = asyncio.wait_for(work, deadline.remaining)
+        future = asyncio.run_coroutine_threadsafe(limited, self._loop)
         try:
-            return future.result(deadline.remaining)
-        except concurrent.futures.TimeoutError:
-            future.cancel()
+            return future.result(deadline.remaining + _LEAVE_SECONDS)
+        except TimeoutError:
             raise deadline.error("QEMU does not answer on its QMP socket.") from None
 
     def _log(self, direction: str, message: object) -> None:

@@ -12,7 +12,7 @@ import shlex
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import paramiko
@@ -132,17 +132,21 @@ class Ssh:
         """Start a command in the host and keep talking to it; without a terminal."""
         channel = self._session(deadline)
         try:
-            channel.exec_command(shlex.join(argv))
+            with _closed_at(deadline, channel):
+                channel.exec_command(shlex.join(argv))
         except (paramiko.SSHException, OSError, EOFError) as error:
             channel.close()
+            if deadline.expired:
+                raise deadline.error(f"The host did not start {argv[0]}.") from error
             raise HostLostError(f"The host did not start {argv[0]}: {error}.") from error
         return SshChannel(channel, argv[0])
 
     def terminal(self, term: str, columns: int, rows: int, deadline: Deadline) -> paramiko.Channel:
         """An interactive shell on a terminal in the host."""
         channel = self._session(deadline)
-        channel.get_pty(term, columns, rows)
-        channel.exec_command("exec /bin/bash -l")
+        with _closed_at(deadline, channel):
+            channel.get_pty(term, columns, rows)
+            channel.exec_command("exec /bin/bash -l")
         return channel
 
     def _session(self, deadline: Deadline) -> paramiko.Channel:
@@ -264,6 +268,18 @@ class SshChannel:
             f"{self._what} in the host ended with status {status}."
             + (f" It said:\n{words}" if words else "")
         )
+
+
+@contextlib.contextmanager
+def _closed_at(deadline: Deadline, channel: paramiko.Channel) -> Iterator[None]:
+    """Close the channel when time runs out: paramiko waits for a host's answer for ever."""
+    timer = threading.Timer(deadline.remaining, channel.close)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _transport(sock: socket.socket, **options: Any) -> paramiko.Transport:

@@ -36,6 +36,9 @@ _SHOWN = 4
 
 _RECORDED = 64
 
+_LARGE_PAGES = 512
+"""Pages of 4 KiB in one of 2 MiB."""
+
 _SWAPPED_SLACK_BYTES = 2 << 20
 """What the VMM itself may touch in the guest's cgroup after it was entered."""
 
@@ -118,17 +121,24 @@ class Evidence:
             self._not_consulted("spte counters", error)
             return -1
 
-    def sptes_changed(self, guest: ProbeGuest, before: int, *, by: int) -> None:
-        """The number of pages that sptes map changed by ``by`` since it was ``before``.
+    def sptes_dropped(
+        self, guest: ProbeGuest, before: int, first: int = 0, pages: int | None = None
+    ) -> None:
+        """The sptes of a range were dropped since ``before``, and hardly any others.
 
-        The counters are the VM's, its control memslot included, so only changes say something.
+        ``before`` is what mapped_by_sptes() said when all of the memory was mapped. The counters
+        are the VM's, so only changes say something. The primary MMU may invalidate all of a
+        2 MiB range that it splits a VMA in: __split_huge_pmd() calls the notifiers before it
+        looks whether there is a large page.
         """
         now = self.mapped_by_sptes(guest)
         if now < 0 or before < 0:
             return
-        seen = f"a change of {now - before:+} to {now}"
-        wrong = [] if now - before == by else [seen]
-        self._judge("spte counters", f"a change of {by:+} pages", wrong, agreed=seen)
+        last = guest.pages if pages is None else first + pages
+        most = -(-last // _LARGE_PAGES) * _LARGE_PAGES - first // _LARGE_PAGES * _LARGE_PAGES
+        expected = f"{last - first} to {most} pages fewer than {before} mapped by sptes"
+        wrong = [] if last - first <= before - now <= most else [f"{before - now} fewer"]
+        self._judge("spte counters", expected, wrong, agreed=f"{before - now} fewer")
 
     # Claims about reclaim.
 
@@ -173,7 +183,7 @@ class Evidence:
 
     def memory_given_back(self, guest: ProbeGuest) -> None:
         """The cgroup of a dead guest is charged for no memory, swap or page table any more."""
-        names = ("anon", "file", "shmem", "swapcached", "pagetables", "sec_pagetables")
+        names = ("anon", "shmem", "swapcached", "pagetables", "sec_pagetables")
 
         def charged() -> tuple[str, ...]:
             counts = guest.memory_statistics()

@@ -8,6 +8,7 @@ import dataclasses
 import drgn
 import numpy as np
 import numpy.typing as npt
+from drgn.helpers.linux.mm import virt_to_phys
 from drgn.helpers.linux.pid import find_task
 
 from harness.errors import ProbeError
@@ -95,8 +96,6 @@ def _pfns(leaf: Words, level: npt.NDArray[np.int64], addresses: Words) -> Words:
 
 def _physical(program: drgn.Program, address: drgn.Object) -> int:
     """The physical address of memory in the kernel's direct map."""
-    from drgn.helpers.linux.mm import virt_to_phys
-
     return int(virt_to_phys(program, address))
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from drgn.helpers.linux.fs import fget
 from drgn.helpers.linux.list import list_for_each_entry
+from drgn.helpers.linux.mm import virt_to_phys
 from drgn.helpers.linux.pid import find_task
 
 from harness.errors import OracleUnavailable, ProbeError
@@ -104,8 +105,6 @@ def _vm(program: drgn.Program, pid: int, vm_fd: int) -> drgn.Object:
 
 
 def _spt(program: drgn.Program, page: drgn.Object) -> int:
-    from drgn.helpers.linux.mm import virt_to_phys
-
     return int(virt_to_phys(program, page.spt))
 
 

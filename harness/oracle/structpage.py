@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import drgn
 import numpy as np
 import numpy.typing as npt
+from drgn.helpers.linux.mm import pfn_to_page
 
 Words = npt.NDArray[np.uint64]
 Counts = npt.NDArray[np.int64]
@@ -80,7 +81,7 @@ class _Layout:
             for enumerator in program.type("enum pageflags").enumerators or ()
         }
         return cls(
-            base=program["vmemmap_base"].value_(),
+            base=pfn_to_page(program, 0).value_(),
             size=page.size or 0,
             flags=drgn.offsetof(page, "flags"),
             refcount=drgn.offsetof(page, "_refcount"),

@@ -48,7 +48,7 @@ def test_an_inaccessible_range_is_not_even_read(
     mapped = evidence.mapped_by_sptes(guest)
     with evidence.told(guest, first, pages):
         guest.mprotect("none", first, pages)
-    evidence.sptes_changed(guest, mapped, by=-pages)
+    evidence.sptes_dropped(guest, mapped, first, pages)
     evidence.no_stale_translations(guest)
     for page in {first, first + pages - 1}:
         evidence.refused("a read of inaccessible memory", guest.read(page), page)

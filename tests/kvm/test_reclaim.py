@@ -22,7 +22,7 @@ def test_an_idle_guest_is_swapped_out_whole_and_back(guest: ProbeGuest, evidence
         with evidence.told(guest):
             residency = guest.reclaim()
         evidence.swapped_out(guest, residency)
-        evidence.sptes_changed(guest, mapped, by=-guest.pages)
+        evidence.sptes_dropped(guest, mapped)
         evidence.no_stale_translations(guest)
         evidence.content(guest.check(SEED))
     evidence.sound(guest)

@@ -25,7 +25,7 @@ def test_unmapped_memory_is_out_of_reach(guest: ProbeGuest, evidence: Evidence, 
     with evidence.told(guest, first, pages):
         guest.munmap(first, pages)
     evidence.no_stale_translations(guest)
-    evidence.sptes_changed(guest, mapped, by=-pages)
+    evidence.sptes_dropped(guest, mapped, first, pages)
     evidence.frames_returned(frames)
     for page in {first, first + pages - 1}:
         evidence.refused("a read of unmapped memory", guest.read(page), page)
@@ -49,7 +49,7 @@ def test_discarded_memory_reads_as_zero(guest: ProbeGuest, evidence: Evidence, w
     with evidence.told(guest, first, pages):
         guest.madvise("dontneed", first, pages)
     evidence.no_stale_translations(guest)
-    evidence.sptes_changed(guest, mapped, by=-pages)
+    evidence.sptes_dropped(guest, mapped, first, pages)
     evidence.frames_returned(frames)
     seen = guest.read(first, pages, word=WORD).words
     evidence.equal("discarded memory to be zero", [0] * pages, seen, first)

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""One run from the wish to the results directory, for whichever door was used."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import importlib.metadata
+import os
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+from harness.errors import HarnessError
+from harness.guest.session import Session
+from harness.kernel.model import Kernel
+from harness.machine.mmu import Mmu
+from harness.progress import Progress
+from harness.result.directory import ResultsDirectory
+from harness.result.outcome import Outcome, Request, TestOutcome, completed
+from harness.result.record import KernelFacts, MachineFacts, RunRecord
+from harness.result.verdict import judge
+from harness.store import Store
+from harness.workbench import Parts, Wish, Workbench, make_parts
+
+_SYMBOLS = (
+    "KVM", "KVM_AMD", "KVM_INTEL", "MMU_NOTIFIER", "SWAP", "MEMCG", "KSM",
+    "TRANSPARENT_HUGEPAGE", "LRU_GEN", "NUMA_BALANCING", "DEBUG_VM", "KASAN", "PROVE_LOCKING",
+)  # fmt: skip
+_LIBRARIES = ("drgn", "fabric", "numpy", "paramiko", "pytest", "qemu.qmp")
+
+
+class Run:
+    """Collects what happened, judges it, and writes it down.
+
+    A context manager; leaving it ends the host that still runs.
+    """
+
+    def __init__(
+        self,
+        wish: Wish,
+        requests: Sequence[Request],
+        store: Store,
+        directory: Path,
+        results: Path,
+        progress: Progress,
+        command: Sequence[str],
+    ) -> None:
+        self.progress = progress
+        self.record: RunRecord | None = None
+        self._started = datetime.datetime.now(datetime.UTC)
+        self.results = ResultsDirectory.create(results.absolute(), self._started)
+        self._wish = wish
+        self._requests = tuple(requests)
+        self._store = store
+        self._directory = directory
+        self._command = tuple(command)
+        self._outcomes: list[TestOutcome] = []
+        self._problems: list[BaseException] = []
+        self._parts: Parts | None = None
+        self._bench: Workbench | None = None
+        self._log_position = 0
+
+    def prepare(self) -> bool:
+        """Make everything that hosts are made of; whether that worked."""
+        try:
+            self._parts = make_parts(self._wish, self._store, self.progress)
+        except HarnessError as error:
+            self.problem(error)
+            return False
+        self._bench = Workbench(self._parts, self._directory, self.progress, self.results.keep)
+        return True
+
+    def session(self, mode: Mmu) -> Session:
+        """The agent on a host in this MMU mode."""
+        assert self._bench is not None, "prepare() comes first"
+        session = self._bench.session(mode)
+        self._log_position = self._bench.log_position
+        return session
+
+    def log_of_test(self) -> str:
+        """What the host's kernel printed since the present test asked for the host."""
+        return self._bench.log_since(self._log_position) if self._bench else ""
+
+    def report(self, outcome: TestOutcome) -> None:
+        """Take in how a test ended. After anything but a pass or a skip the host is not trusted."""
+        self._outcomes.append(outcome)
+        if self._bench and outcome.outcome not in (Outcome.PASS, Outcome.SKIP):
+            self._bench.discard()
+
+    def problem(self, error: BaseException) -> None:
+        """Take in what ended the run, or a part of it, outside of any test."""
+        self._problems.append(error)
+
+    def finish(self) -> RunRecord:
+        """End the last host, judge, and write the results."""
+        if self._bench:
+            self._bench.discard()
+        hosts = tuple(self._bench.hosts) if self._bench else ()
+        self.record = RunRecord(
+            verdict=judge(
+                self._requests,
+                self._outcomes,
+                [host.evidence for host in hosts],
+                self._problems,
+            ),
+            outcomes=completed(self._requests, self._outcomes),
+            kernel=self._kernel_facts(),
+            machine=self._machine_facts(),
+            hosts=hosts,
+            command=self._command,
+            started=self._started,
+            finished=datetime.datetime.now(datetime.UTC),
+            problems=tuple(str(error) or type(error).__name__ for error in self._problems),
+        )
+        if self._parts and self._parts.kernel.config:
+            self.results.keep("kernel.config", self._parts.kernel.config.read_bytes())
+        self.results.write(self.record)
+        return self.record
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bench:
+            self._bench.discard()
+
+    def _kernel_facts(self) -> KernelFacts:
+        if self._parts is None:
+            return KernelFacts(self._wish.kernel, control=self._wish.control)
+        kernel = self._parts.kernel
+        return KernelFacts(
+            origin=kernel.origin,
+            release=kernel.release,
+            image_digest=kernel.digest,
+            config_digest=_config_digest(kernel),
+            patches=kernel.patches,
+            control=self._wish.control,
+            symbols={name: kernel.symbol(name) for name in _SYMBOLS},
+        )
+
+    def _machine_facts(self) -> MachineFacts:
+        accelerator = self._parts.accelerator if self._parts else None
+        libraries = {name: importlib.metadata.version(name) for name in _LIBRARIES}
+        return MachineFacts(
+            machine=f"{platform.system()} {platform.release()} {platform.machine()}",
+            cpus=os.cpu_count() or 1,
+            accelerator=accelerator.name if accelerator else None,
+            accelerator_reason=accelerator.reason if accelerator else "",
+            versions={"python": platform.python_version(), **libraries},
+        )
+
+
+def _config_digest(kernel: Kernel) -> str | None:
+    if kernel.config is None:
+        return None
+    return hashlib.sha256(kernel.config.read_bytes()).hexdigest()

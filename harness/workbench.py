@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""All that a run needs, made once: the kernel, the image, the probe, and hosts as they are wanted.
+
+One host runs at a time. It is booted for the first test that wants its MMU mode, kept while it is
+trusted, and thrown away with everything on it after a test that did not pass.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from harness.control import Control, find_control
+from harness.deadline import Deadline
+from harness.errors import BootError, HarnessError, Violation
+from harness.guest.session import Session, session
+from harness.guest.zipapp import probe_zipapp
+from harness.image.disk import modules_disk
+from harness.image.initramfs import initramfs
+from harness.image.rootfs import HostImage, host_image
+from harness.kernel import reference
+from harness.kernel.build import obtain
+from harness.kernel.model import Kernel
+from harness.machine.accelerator import Accelerator, choose
+from harness.machine.boot import boot
+from harness.machine.host import Host
+from harness.machine.mmu import Mmu
+from harness.machine.qemu_host import QemuHost
+from harness.machine.spec import HostSpec
+from harness.progress import Progress
+from harness.result.record import HostRun
+from harness.result.verdict import Crash, Evidence
+from harness.store import Store
+
+END_MARK = "mmu-harness: end"
+_END_SECONDS = 20.0
+
+_SYSCTL = (
+    # Without swap readahead only pages that are wanted come back. With it, a fault of the VMM on
+    # a page of its own brings neighbouring pages of the guest into the swap cache, where they
+    # look as if something held them.
+    ("vm.page-cluster", "0"),
+)
+
+DEFAULT_KERNEL = "deb:linux-source-6.12"
+DEFAULT_MODES = (Mmu.TDP, Mmu.SHADOW)
+
+
+@dataclasses.dataclass(frozen=True)
+class Wish:
+    """What a user asked for: which kernel, changed how, in which MMU modes, on what."""
+
+    kernel: str = DEFAULT_KERNEL
+    patches: tuple[Path, ...] = ()
+    fragments: tuple[Path, ...] = ()
+    modes: tuple[Mmu, ...] = DEFAULT_MODES
+    accelerator: str = "auto"
+    control: str | None = None
+    jobs: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """What hosts are made of."""
+
+    kernel: Kernel
+    image: HostImage
+    initrd: Path | None
+    modules: Path | None
+    probe: Path
+    accelerator: Accelerator
+    control: Control | None
+
+
+def make_parts(wish: Wish, store: Store, progress: Progress) -> Parts:
+    """Everything that a host is made of, from the store where it was made before."""
+    accelerator = choose(wish.accelerator)
+    progress.note(f"Accelerator {accelerator.name}: {accelerator.reason}")
+    ref = reference.parse(wish.kernel)
+    control = find_control(wish.control, ref) if wish.control else None
+    series = control.patches if control else ()
+    kernel = obtain(
+        ref,
+        (*series, *wish.patches),
+        store,
+        progress,
+        wish.jobs,
+        fragments=wish.fragments,
+    )
+    image = host_image(store, progress)
+    return Parts(
+        kernel=kernel,
+        image=image,
+        initrd=initramfs(kernel, image, store),
+        modules=modules_disk(kernel, store),
+        probe=probe_zipapp(store),
+        accelerator=accelerator,
+        control=control,
+    )
+
+
+def host_spec(parts: Parts, mode: Mmu) -> HostSpec:
+    """A host of these parts."""
+    return HostSpec(
+        kernel=parts.kernel.image,
+        root=parts.image.root,
+        accelerator=parts.accelerator,
+        initrd=parts.initrd,
+        modules=parts.modules,
+        mmu=mode,
+        sysctl=_SYSCTL,
+        parameters=(parts.control.parameter,) if parts.control else (),
+    )
+
+
+class Workbench:
+    """The hosts of a run; ``directory`` is private to the run and short.
+
+    ``keep`` receives the logs of each host when it goes: a name and the bytes.
+    """
+
+    def __init__(
+        self,
+        parts: Parts,
+        directory: Path,
+        progress: Progress,
+        keep: Callable[[str, bytes], object],
+    ) -> None:
+        self.parts = parts
+        self._directory = directory
+        self._progress = progress
+        self._keep = keep
+        self._numbers = itertools.count(1)
+        self._current: _Running | None = None
+        self._hopeless: dict[Mmu, HarnessError] = {}
+        self._ended: list[HostRun] = []
+
+    @property
+    def hosts(self) -> Sequence[HostRun]:
+        """The hosts that came and went, with what they left as evidence."""
+        return tuple(self._ended)
+
+    @property
+    def log_position(self) -> int:
+        """The present end of the present host's console log."""
+        return self._current.host.log.mark() if self._current else 0
+
+    def log_since(self, position: int) -> str:
+        """What the present host printed since a position."""
+        return self._current.host.log.text(position) if self._current else ""
+
+    def session(self, mode: Mmu) -> Session:
+        """An agent on a host in this MMU mode, booted if there is none.
+
+        What kept a mode from booting is raised again at the next request for it.
+        """
+        if mode in self._hopeless:
+            raise self._hopeless[mode]
+        if self._current is None or self._current.mode is not mode:
+            self.discard()
+            try:
+                self._current = self._boot(mode)
+            except HarnessError as error:
+                self._hopeless[mode] = error
+                raise
+        return self._current.session
+
+    def discard(self) -> None:
+        """Shut the present host down, if there is one, and keep its logs."""
+        if self._current is None:
+            return
+        running, self._current = self._current, None
+        ended = running.say_end()
+        self._ended.append(running.record(ended))
+        with contextlib.suppress(HarnessError):
+            # A host that is beyond an orderly end has been judged already.
+            running.stack.close()
+        self._keep(f"{running.name}.console.log", running.host.log.text().encode())
+        for log in sorted(running.directory.glob("*.log")):
+            self._keep(f"{running.name}.{log.name}", log.read_bytes())
+
+    def _boot(self, mode: Mmu) -> _Running:
+        parts = self.parts
+        name = f"host{next(self._numbers)}-{mode}"
+        directory = self._directory / name
+        directory.mkdir(mode=0o700)
+        with contextlib.ExitStack() as stack:
+            spec = host_spec(parts, mode)
+            host = stack.enter_context(boot(spec, directory, parts.kernel, self._progress))
+            if parts.control:
+                _confirm(parts.control, host)
+            agent = stack.enter_context(session(host, parts.probe))
+            return _Running(name, mode, directory, host, agent, stack.pop_all())
+
+
+@dataclasses.dataclass(frozen=True)
+class _Running:
+    """A host that is up."""
+
+    name: str
+    mode: Mmu
+    directory: Path
+    host: QemuHost
+    session: Session
+    stack: contextlib.ExitStack
+
+    def say_end(self) -> bool:
+        """Have the host's kernel end its log with our mark; whether the mark came out."""
+        mark = f"{END_MARK} {self.host.nonce}"
+        deadline = Deadline.after(_END_SECONDS * self.host.facts.pace, "The end of the host's log")
+        position = self.host.log.mark()
+        try:
+            # Level 2 is more urgent than any console filter.
+            self.host.run(["tee", "/dev/kmsg"], deadline, stdin=f"<2>{mark}\n".encode())
+            return any(mark in line for line in self.host.log.follow(deadline, position))
+        except (HarnessError, Violation):
+            return False
+
+    def record(self, ended: bool) -> HostRun:
+        """What is left of the host for the verdict."""
+        facts = self.host.facts
+        boot = {splat.line for splat in facts.boot_reports}
+        crashes = tuple(
+            Crash(splat.kind, splat.excerpt)
+            for splat in self.host.log.splats()
+            if splat.line not in boot and not splat.timing
+        )
+        evidence = Evidence(
+            host=self.name,
+            mmu=str(self.mode),
+            nonce_expected=self.host.nonce,
+            nonce_seen=self.host.nonce,
+            log_end_mark=ended,
+            crashes=crashes,
+        )
+        return HostRun(
+            evidence=evidence,
+            qemu_version=facts.qemu_version,
+            argv=facts.argv,
+            release=facts.release,
+            boot_seconds=facts.boot_seconds,
+            pace=facts.pace,
+        )
+
+
+def _confirm(control: Control, host: Host) -> None:
+    """Believe that a control is on only because the kernel says so."""
+    deadline = Deadline.after(_END_SECONDS * host.facts.pace, "Reading the host's kernel log")
+    if control.confirmation not in host.run(["dmesg"], deadline).stdout:
+        raise BootError(
+            f"The host booted with {control.parameter}, but its kernel does not say "
+            f"{control.confirmation!r}, so it is no control."
+        )
