@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from harness.errors import ExitCode, MachineUnfitError, UsageError
-from harness.machine import accelerator
 from harness.machine.accelerator import choose, nested_kvm, parse_cpuid
 
 
@@ -37,7 +36,7 @@ def offering(monkeypatch: pytest.MonkeyPatch, *leaves: bytes) -> None:
         buffer[:] = answer[: len(buffer)].ljust(len(buffer), b"\0")
         return 0
 
-    monkeypatch.setattr(accelerator.fcntl, "ioctl", ioctl)
+    monkeypatch.setattr("harness.machine.accelerator.fcntl.ioctl", ioctl)
 
 
 @pytest.fixture
