@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import signal
 import sys
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
 
 from harness import display
-from harness.errors import HarnessError, Interrupted, OracleUnavailable, UsageError, Violation
+from harness.errors import ExitCode, Interrupted, OracleUnavailable, UsageError, Violation
 from harness.guest.probe import GuestFactory, ProbeGuest
 from harness.guest.probe import probe_guest as new_guest
 from harness.guest.session import Session
@@ -55,7 +57,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--control", metavar="NAME", help="break one guarantee, to see tests fail")
     group.addoption("--results", metavar="DIR", default="results", help="where results go")
     group.addoption("--jobs", metavar="N", type=int, help="for make; default: number of CPUs")
-    group.addoption("--mmu-phases", action="store_true", help="show phases instead of test names")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -89,7 +90,14 @@ class SuitePlugin:
         self._wish = wish
         self._stack = contextlib.ExitStack()
         self._run: Run | None = None
-        self._phases: bool = config.getoption("--mmu-phases")
+        # Without pytest's own reporter, which is how check() runs, this plugin reports.
+        self._speaks = not config.pluginmanager.has_plugin("terminalreporter")
+        self._signal = signal.SIGINT
+
+    @property
+    def exit_code(self) -> ExitCode | None:
+        """The verdict's exit code, once there is one."""
+        return self._run.record.verdict.exit_code if self._run and self._run.record else None
 
     # Selection.
 
@@ -110,8 +118,10 @@ class SuitePlugin:
         requests = [_request(item) for item in session.items if _mode_of(item)]
         if self._config.option.collectonly or session.testsfailed:
             return
-        if not requests and not self._phases:
+        if not requests and not self._speaks:
             return
+        for signum in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(signum, self._stop)
         janitor = self._stack.enter_context(Janitor())
         progress = self._progress()
         self._run = self._stack.enter_context(
@@ -131,7 +141,7 @@ class SuitePlugin:
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
         """Show a test as a phase where phases are shown."""
-        if self._run is None or not self._phases or not _mode_of(item):
+        if self._run is None or not self._speaks or not _mode_of(item):
             return (yield)
         with self._run.progress.phase(f"{_mode_of(item)}  {_scenario(item)}"):
             return (yield)
@@ -153,10 +163,17 @@ class SuitePlugin:
         if self._run is None:
             return
         if exitstatus == pytest.ExitCode.INTERRUPTED and not session.shouldstop:
-            self._run.problem(KeyboardInterrupt())
+            self._run.problem(Interrupted(self._signal))
         record = self._run.finish()
         session.exitstatus = int(record.verdict.exit_code)
         self._stack.close()
+        if self._speaks:
+            self.pytest_terminal_summary()
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        """Keep what could not be collected, to be told by whoever reports."""
+        if report.failed and self._speaks:
+            print(report.longreprtext, file=sys.stderr)
 
     def pytest_terminal_summary(self) -> None:
         """Show the closing table and the verdict."""
@@ -167,6 +184,11 @@ class SuitePlugin:
     def pytest_unconfigure(self) -> None:
         """Leave nothing behind, however the session ended."""
         self._stack.close()
+
+    def _stop(self, signum: int, frame: FrameType | None) -> None:
+        """End the session as pytest ends it for SIGINT, and remember for whom."""
+        self._signal = signal.Signals(signum)
+        raise KeyboardInterrupt
 
     # Fixtures.
 
@@ -226,9 +248,9 @@ class SuitePlugin:
         )
 
     def _progress(self) -> Progress:
-        if self._config.getoption("--quiet") and not self._phases:
-            return Silent()
-        return display.progress(sys.stdout) if self._phases else display.Plain(sys.stdout)
+        if self._speaks:
+            return display.progress(sys.stdout)
+        return Silent() if self._config.getoption("--quiet") else display.Plain(sys.stdout)
 
 
 @dataclasses.dataclass
@@ -314,12 +336,47 @@ def _repeat(wish: Wish, item: pytest.Item | None) -> tuple[str, ...]:
     return tuple(words)
 
 
-def main(arguments: list[str]) -> int:
-    """Run pytest with this plugin and return the exit code of the verdict."""
-    try:
-        return int(pytest.main(arguments))
-    except Interrupted as error:
-        return int(error.exit_code)
-    except HarnessError as error:
-        print(error, file=sys.stderr)
-        return int(error.exit_code)
+def check(expression: str | None, tests: Sequence[str], options: Sequence[str]) -> int:
+    """Run the suite, or the named tests of it, and return the exit code of the verdict.
+
+    ``options`` are the plugin's own; ``tests`` are relative to here or to the project.
+    """
+    named = [name if Path(name.split("::")[0]).exists() else str(_ROOT / name) for name in tests]
+    arguments = [
+        f"--rootdir={_ROOT}",
+        f"--config-file={_ROOT / 'pyproject.toml'}",
+        "-pno:terminal",
+        "-pno:cacheprovider",
+        *options,
+        *([f"-k={expression}"] if expression else []),
+        *(named or [str(_ROOT / "tests" / "kvm")]),
+    ]
+    ending = _Ending()
+    ended = pytest.main(arguments, [ending])
+    if ending.verdict is not None:
+        return int(ending.verdict)
+    # What is left are runs that never got as far as a verdict.
+    return int(_CODES.get(pytest.ExitCode(ended), ExitCode.BUG))
+
+
+class _Ending:
+    """Keeps the verdict's exit code, since pytest's own codes mean other things."""
+
+    verdict: ExitCode | None = None
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Take the code from the plugin, if it came to a verdict."""
+        suite = session.config.pluginmanager.get_plugin(_PLUGIN)
+        if isinstance(suite, SuitePlugin):
+            self.verdict = suite.exit_code
+
+
+_ROOT = Path(__file__).resolve().parent.parent
+_CODES = {
+    pytest.ExitCode.TESTS_FAILED: ExitCode.BUG,
+    pytest.ExitCode.INTERRUPTED: ExitCode.BUG,
+    pytest.ExitCode.INTERNAL_ERROR: ExitCode.BUG,
+    pytest.ExitCode.USAGE_ERROR: ExitCode.USAGE,
+    pytest.ExitCode.NO_TESTS_COLLECTED: ExitCode.USAGE,
+}

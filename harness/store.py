@@ -87,7 +87,7 @@ class Store:
         if found := self.find(kind, key):
             return found
         digest = self.digest(key)
-        with self.lock(f"{kind}-{digest}", waiting=waiting), self._explained():
+        with self.lock(f"{kind}-{digest}", waiting=waiting), self._explained(making=True):
             final = self.root / kind / digest
             if not final.is_dir():
                 self._make(final, key, make)
@@ -147,15 +147,19 @@ class Store:
             self._release(scratch)
 
     @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
+    def _explained(self, *, making: bool = False) -> Iterator[None]:
+        """Turn errors of the file system into StoreError; of ``making``, only the well-known."""
         try:
             yield
         except OSError as error:
             path = Path(os.fsdecode(error.filename)) if error.filename else self.root
             ours = path == self.root or self.root in path.parents or path in self.root.parents
-            if error.errno in _FULL or (ours and error.errno in _ADVICE):
-                raise StoreError(f"Cannot write {path}: {_ADVICE[error.errno]}.") from error
-            raise
+            advice = _ADVICE.get(error.errno or 0)
+            if advice is None and not making:
+                advice = f"{error.strerror or error}; set XDG_CACHE_HOME to a writable directory"
+            if advice is None or not (ours or error.errno in _FULL):
+                raise
+            raise StoreError(f"Cannot write {path}: {advice}.") from error
 
 
 def _file_name(name: str) -> str:

@@ -75,21 +75,21 @@ class Parts:
     control: Control | None
 
 
+def make_kernel(wish: Wish, store: Store, progress: Progress) -> tuple[Kernel, Control | None]:
+    """The kernel of a wish, with the patches of its control below the user's."""
+    ref = reference.parse(wish.kernel)
+    control = find_control(wish.control, ref) if wish.control else None
+    series = control.patches if control else ()
+    patches = (*series, *wish.patches)
+    kernel = obtain(ref, patches, store, progress, wish.jobs, fragments=wish.fragments)
+    return kernel, control
+
+
 def make_parts(wish: Wish, store: Store, progress: Progress) -> Parts:
     """Everything that a host is made of, from the store where it was made before."""
     accelerator = choose(wish.accelerator)
     progress.note(f"Accelerator {accelerator.name}: {accelerator.reason}")
-    ref = reference.parse(wish.kernel)
-    control = find_control(wish.control, ref) if wish.control else None
-    series = control.patches if control else ()
-    kernel = obtain(
-        ref,
-        (*series, *wish.patches),
-        store,
-        progress,
-        wish.jobs,
-        fragments=wish.fragments,
-    )
+    kernel, control = make_kernel(wish, store, progress)
     image = host_image(store, progress)
     return Parts(
         kernel=kernel,

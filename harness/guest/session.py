@@ -31,10 +31,11 @@ class GuestLost(Exception):
 
 
 class Session:
-    """One agent on one host; requests go one at a time."""
+    """One agent on one host, which has ``cpus`` CPUs; requests go one at a time."""
 
-    def __init__(self, host: Host, channel: Channel) -> None:
+    def __init__(self, host: Host, channel: Channel, cpus: int) -> None:
         self.host = host
+        self.cpus = cpus
         self._channel = channel
         self._numbers = itertools.count(1)
 
@@ -121,4 +122,4 @@ def session(host: Host, zipapp: Path) -> Iterator[Session]:
             raise ProbeError(
                 f"The host's agent greeted with {hello!r} instead of this run's nonce."
             )
-        yield Session(host, channel)
+        yield Session(host, channel, int(hello["cpus"]))

@@ -152,7 +152,11 @@ class Apt:
             if re.fullmatch(pattern, name) and not unwanted.search(name)
         ]
         plain = [name for name in names if "-cloud-" not in name]
-        newest = self._newest_first(plain or names)
+        newest = [
+            package
+            for package in self._newest_first(plain or names)
+            if not _KERNEL_PACKAGE.search(package.depends)
+        ]
         if not newest:
             self._require_lists()
             raise SourceError(

@@ -35,7 +35,7 @@ def check(tree: Path, requests: Sequence[Request], progress: Progress) -> None:
         problems = [reason for request, reason in told if not request.optional]
         if problems:
             raise KconfigError(_sentence(problems))
-    require_kvm(config, "The configured kernel")
+    require_kvm(config, "The requested configuration")
 
 
 def explain(request: Request, kconfig: KconfigTree, config: Mapping[str, str]) -> str:

@@ -95,7 +95,7 @@ def require_kvm(config: Mapping[str, str], whose: str) -> None:
     """
     if config.get("KVM") not in ("y", "m"):
         raise KconfigError(
-            f"{whose} is configured without CONFIG_KVM, so there is nothing to test on it; "
+            f"{whose} has no CONFIG_KVM, so there is nothing to test on it; "
             "enable KVM, KVM_AMD and KVM_INTEL."
         )
     if config.get("MMU_NOTIFIER") != "y":

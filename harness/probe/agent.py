@@ -223,6 +223,6 @@ def main() -> None:
     """Greet, then serve."""
     answers = sys.stdout.buffer
     nonce = sys.argv[1]
-    answers.write(json.dumps({"hello": nonce, "pid": os.getpid()}).encode() + b"\n")
+    answers.write(json.dumps({"hello": nonce, "cpus": os.cpu_count()}).encode() + b"\n")
     answers.flush()
     Agent().serve(sys.stdin.buffer, answers)
