@@ -33,6 +33,8 @@ from harness.store import Store
 _RECIPE = 1
 """Part of every built kernel's key; increase it when what is built or kept changes."""
 
+_LOGS_KEPT = 20
+
 _GIB = 1 << 30
 _FIRST_BUILD_BYTES = 6 * _GIB
 _NEXT_BUILD_BYTES = 2 * _GIB
@@ -142,8 +144,7 @@ class _Build:
             tree.become(self._source, self._patches, self._progress)
             # Outside of the entry, because it must survive a failure.
             name = f"{lineage}-{self._store.digest(self._key())[:12]}.log"
-            log = self._store.directory("logs") / name
-            log.unlink(missing_ok=True)
+            log = _new_log(self._store.directory("logs"), name)
             with tree.being_made():
                 make = Make(tree.root, log, self._tools)
                 self._configure(make, tree)
@@ -196,6 +197,16 @@ def _refuse(reference: KernelReference, patches: Sequence[Path], fragments: Sequ
                 f"{what} ({given[0]}) needs kernel source, but {reference.text} is built already; "
                 "give a source tree or deb:linux-source-V."
             )
+
+
+def _new_log(directory: Path, name: str) -> Path:
+    """The path of a log that does not exist; of the logs of failures only the newest stay."""
+    log = directory / name
+    log.unlink(missing_ok=True)
+    older = sorted(directory.glob("*.log"), key=lambda path: path.stat().st_mtime_ns)
+    for path in older[: max(0, len(older) - _LOGS_KEPT + 1)]:
+        path.unlink(missing_ok=True)
+    return log
 
 
 def _describe(tools: Toolchain, jobs: int) -> str:

@@ -180,6 +180,19 @@ def test_root_that_is_a_file(tmp_path: Path) -> None:
         Store(tmp_path / "cache").directory("trees")
 
 
+def test_root_that_cannot_be_made() -> None:
+    with pytest.raises(StoreError, match="XDG_CACHE_HOME"):
+        Store(Path("/proc/none/cache")).directory("trees")
+
+
+def test_bugs_in_make_stay_bugs(store: Store) -> None:
+    def fail(directory: Path) -> None:
+        (directory / "a/b").write_text("")
+
+    with pytest.raises(FileNotFoundError):
+        store.entry("kernel", {}, fail)
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_unwritable_directory(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)

@@ -7,10 +7,10 @@ import os
 from pathlib import Path
 
 import pytest
+from fake_kernels import bzimage
 
 from harness.errors import ExitCode, ImageError
 from harness.kernel.header import read_header
-from fake_kernels import bzimage
 
 
 def _without_banner() -> bytes:

@@ -20,53 +20,53 @@ mainmenu "Linux"
 source "macros"
 source "arch/$(SRCARCH)/Kconfig"
 config NET
-	bool "Networking"   # a comment
-	help
-	  config HIDDEN
-	  depends on NOTHING
+\tbool "Networking"   # a comment
+\thelp
+\t  config HIDDEN
+\t  depends on NOTHING
 
-	    indented more
-	  if this were read, all would be broken
+\t    indented more
+\t  if this were read, all would be broken
 
 if NET && \\
    !ODD
 
 menu "Swap"
-	depends on MMU
+\tdepends on MMU
 
 config SWAP
-	bool "Swap"
-	depends on BLOCK || COMPILE_TEST
+\tbool "Swap"
+\tdepends on BLOCK || COMPILE_TEST
 
 config QUEUE
-	tristate "Queue" if EXPERT
-	select NOTIFIER if SWAP
+\ttristate "Queue" if EXPERT
+\tselect NOTIFIER if SWAP
 
 endmenu
 
 choice
-	prompt "Preemption"
+\tprompt "Preemption"
 
 config PREEMPT
-	bool "Full"
+\tbool "Full"
 
 config VOLUNTARY
-	bool "Some"
+\tbool "Some"
 
 endchoice
 
 endif # NET
 
 config NOTIFIER
-	bool
-	depends on MMU
+\tbool
+\tdepends on MMU
 
 config MACRO
-	bool "Needs a compiler"
-	depends on $(cc-option,-mfoo(bar)) && MMU
+\tbool "Needs a compiler"
+\tdepends on $(cc-option,-mfoo(bar)) && MMU
 
 config PLAIN
-	def_bool y
+\tdef_bool y
 """
 
 
@@ -188,8 +188,8 @@ def test_optional_symbols_are_noted_only(tree: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "says"),
     [
-        ("", "without CONFIG_KVM"),
-        ("# CONFIG_KVM is not set\n", "without CONFIG_KVM"),
+        ("", "has no CONFIG_KVM"),
+        ("# CONFIG_KVM is not set\n", "has no CONFIG_KVM"),
         ("CONFIG_KVM=y\n", "did not select CONFIG_MMU_NOTIFIER"),
     ],
 )

@@ -6,11 +6,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from fake_kernels import bzimage, kernel_tree
 
 from harness.errors import ImageError, SourceError, UsageError
 from harness.kernel import reference
 from harness.kernel.reference import DebianImage, DebianSource, ImageFile, SourceTree, parse
-from fake_kernels import bzimage, kernel_tree
 
 
 def test_default_is_a_reference() -> None:
