@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Packages are found, followed, fetched and unpacked, with programs that stand for apt's."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from fake_kernels import bzimage
+
+from harness.errors import (
+    CommandError,
+    ImageError,
+    InfrastructureError,
+    MachineUnfitError,
+    SourceError,
+)
+from harness.kernel.build import obtain
+from harness.kernel.debian import Apt
+from harness.kernel.reference import DebianImage
+from harness.progress import Silent
+from harness.store import Store
+
+# As apt does, an unknown name is a regular expression, and the order of the answers is apt's.
+_APT_CACHE = """#!/bin/sh
+cd "$(dirname "$0")/../packages" || exit 1
+while [ "$1" = -o ]; do shift 2; done
+case $1 in
+pkgnames) ls | sed 's/_.*//' | grep "^$2" | sort -u;;
+show) shift 2; for name; do
+        for file in "${name}"_* "${name}"*_*; do [ -e "$file" ] && cat "$file" && echo; done
+        echo "apt: asked for $name" >&2
+      done;;
+esac
+exit 0
+"""
+_APT_GET = """#!/bin/sh
+packages=$(dirname "$0")/../packages
+while [ "$1" = -o ]; do shift 2; done
+case $1 in
+indextargets) [ -e "$packages/../lists" ] && echo "MetaKey: x"; exit 0;;
+-q) echo "$3" >> "$packages/../downloads"; cp "$packages/../archive.deb" ./x.deb;;
+esac
+"""
+
+
+@dataclasses.dataclass
+class Archive:
+    """What the apt of the test knows; ``apt`` is the one under test."""
+
+    root: Path
+    apt: Apt
+    store: Store
+
+    def add(
+        self, name: str, version: str, depends: str = "kmod", sha256: str | None = "0" * 64
+    ) -> None:
+        record = (
+            f"Package: {name}\nVersion: {version}\nArchitecture: amd64\nSize: 10\n"
+            f"Depends: {depends}\nDescription: x\n more: text\n ."
+        )
+        if sha256 is not None:
+            record += f"\nSHA256: {sha256}"
+        (self.root / "packages" / f"{name}_{version}").write_text(record + "\n")
+
+    def pack(self, *files: tuple[str, bytes]) -> str:
+        """Make the archive that is downloaded; returns its sha256."""
+        tree = self.root / "deb"
+        (tree / "DEBIAN").mkdir(parents=True)
+        (tree / "DEBIAN/control").write_text(
+            "Package: x\nVersion: 1\nArchitecture: amd64\nMaintainer: x <x@x>\nDescription: x\n"
+        )
+        for name, data in files:
+            (tree / name).parent.mkdir(parents=True, exist_ok=True)
+            (tree / name).write_bytes(data)
+        archive = self.root / "archive.deb"
+        subprocess.run(
+            ["dpkg-deb", "-Znone", "-b", str(tree), str(archive)], check=True, capture_output=True
+        )
+        return hashlib.sha256(archive.read_bytes()).hexdigest()
+
+    @property
+    def downloads(self) -> list[str]:
+        path = self.root / "downloads"
+        return path.read_text().split() if path.exists() else []
+
+
+@pytest.fixture
+def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Archive:
+    for name in ("bin", "packages"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "lists").touch()
+    for name, text in (("apt-cache", _APT_CACHE), ("apt-get", _APT_GET)):
+        (tmp_path / "bin" / name).write_text(text)
+        (tmp_path / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    store = Store(tmp_path / "a cache")
+    return Archive(tmp_path, Apt(store), store)
+
+
+def _series(archive: Archive) -> None:
+    for name, version in (
+        ("linux-image-6.1.0-9-amd64", "6.1.9-1"),
+        ("linux-image-6.1.0-10-amd64", "6.1.10-1"),
+        ("linux-image-6.1.0-10-cloud-amd64", "6.1.10-1"),
+        ("linux-image-6.1.0-11-rt-amd64", "6.1.11-1"),
+        ("linux-image-6.1.0-11-amd64-dbg", "6.1.11-1"),
+        ("linux-image-6.1.0-11-amd64-unsigned", "6.1.11-1"),
+        ("linux-image-6.12.5+deb13-amd64", "6.12.5-1"),
+        ("linux-image-6.12.5+deb13-cloud-amd64", "6.12.5-1"),
+        ("linux-image-6.18.1+deb13-cloud-amd64", "6.18.1-1"),
+    ):
+        archive.add(name, version)
+    archive.add("linux-image-6.12-amd64", "6.12.5-1", "linux-image-6.12.5+deb13-amd64 (= 6.12.5-1)")
+    archive.add("linux-image-amd64", "6.12.5-1", "kmod, linux-image-6.12-amd64 (= 6.12.5-1)")
+
+
+@pytest.mark.parametrize(
+    ("asked", "name"),
+    [
+        ("6.1", "linux-image-6.1.0-10-amd64"),
+        ("6.12", "linux-image-6.12.5+deb13-amd64"),
+        ("6.18", "linux-image-6.18.1+deb13-cloud-amd64"),
+        ("amd64", "linux-image-6.12.5+deb13-amd64"),
+        ("6.12-amd64", "linux-image-6.12.5+deb13-amd64"),
+        ("6.1.0-9-amd64", "linux-image-6.1.0-9-amd64"),
+        ("6.1.0-11-rt-amd64", "linux-image-6.1.0-11-rt-amd64"),
+    ],
+)
+def test_which_image_is_meant(archive: Archive, asked: str, name: str) -> None:
+    _series(archive)
+    assert archive.apt.image(asked).name == name
+
+
+def test_source_package(archive: Archive) -> None:
+    archive.add("linux-source-6.1", "6.1.9-1")
+    archive.add("linux-source-6.12", "6.12.5-1")
+    package = archive.apt.source("6.1")
+    assert package.title == "linux-source-6.1 6.1.9-1"
+    assert package.size == 10
+
+
+def test_unknown_packages_name_what_there_is(archive: Archive) -> None:
+    archive.add("linux-source-6.12", "6.12.5-1")
+    with pytest.raises(SourceError, match=r"no package linux-source-6\.1 .*knows linux-source-6"):
+        archive.apt.source("6.1")
+    with pytest.raises(SourceError, match=r"no kernel image of series 6\.1 .*apt-get update"):
+        archive.apt.image("6.1")
+    with pytest.raises(SourceError, match=r"no package linux-image-none .*apt-get update"):
+        archive.apt.image("none")
+
+
+def test_what_is_only_installed_cannot_be_fetched(archive: Archive) -> None:
+    archive.add("linux-source-6.12", "6.12.5-1", sha256=None)
+    with pytest.raises(SourceError, match="that can be downloaded"):
+        archive.apt.source("6.12")
+
+
+def test_without_lists_the_machine_is_not_ready(archive: Archive) -> None:
+    (archive.root / "lists").unlink()
+    for ask in (archive.apt.source, archive.apt.image):
+        with pytest.raises(MachineUnfitError, match="run `apt-get update` as root"):
+            ask("6.12")
+
+
+def test_without_apt_the_machine_is_not_fit(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda *_, **__: None)
+    with pytest.raises(MachineUnfitError, match="Debian package apt"):
+        archive.apt.source("6.12")
+
+
+def test_metapackages_that_lead_in_a_circle(archive: Archive) -> None:
+    archive.add("linux-image-a", "1", "linux-image-b")
+    archive.add("linux-image-b", "1", "linux-image-a")
+    with pytest.raises(SourceError, match="leads to no kernel"):
+        archive.apt.image("a")
+
+
+def test_fetched_once_and_unpacked(archive: Archive) -> None:
+    archive.add("linux-source-6.12", "6.12.5-1", sha256=archive.pack(("usr/src/x", b"source")))
+    package = archive.apt.source("6.12")
+    unpacked = archive.apt.unpacked(package, Silent())
+    assert (unpacked / "usr/src/x").read_bytes() == b"source"
+    assert list(unpacked.glob("*.deb")) == []
+    assert archive.apt.unpacked(package, Silent()) == unpacked
+    assert archive.downloads == ["linux-source-6.12:amd64=6.12.5-1"]
+
+
+def test_wrong_archive_is_not_kept(archive: Archive) -> None:
+    archive.pack(("x", b""))
+    archive.add("linux-source-6.12", "6.12.5-1")
+    with pytest.raises(InfrastructureError, match="not the one that apt's lists promise"):
+        archive.apt.unpacked(archive.apt.source("6.12"), Silent())
+    assert list(archive.store.root.glob("debian/*")) == []
+
+
+def test_failing_download_says_what_to_do(archive: Archive) -> None:
+    archive.add("linux-source-6.12", "6.12.5-1")
+    with pytest.raises(CommandError, match="check the network, and run `apt-get update`"):
+        archive.apt.unpacked(archive.apt.source("6.12"), Silent())
+
+
+_CONFIG = b"CONFIG_KVM=m\nCONFIG_MMU_NOTIFIER=y\n"
+
+
+@pytest.mark.parametrize("prefix", ["", "usr/"])
+def test_prebuilt_kernel(archive: Archive, prefix: str) -> None:
+    digest = archive.pack(
+        ("boot/vmlinuz-6.1.0-9-amd64", bzimage("6.1.0-9-amd64")),
+        ("boot/config-6.1.0-9-amd64", _CONFIG),
+        (f"{prefix}lib/modules/6.1.0-9-amd64/kernel/x.ko", b""),
+    )
+    archive.add("linux-image-6.1.0-9-amd64", "6.1.9-1", sha256=digest)
+    reference = DebianImage("deb:linux-image-6.1", "6.1")
+    kernel = obtain(reference, [], archive.store, Silent())
+    assert kernel.release == "6.1.0-9-amd64"
+    assert kernel.origin == "deb:linux-image-6.1"
+    assert kernel.symbol("KVM") == "m"
+    assert kernel.vmlinux is None
+    assert kernel.modules is not None
+    assert (kernel.modules / "6.1.0-9-amd64/kernel/x.ko").exists()
+    assert (kernel.modules / "6.1.0-9-amd64/modules.dep").exists()
+    assert obtain(reference, [], archive.store, Silent()) == kernel
+    assert len(archive.downloads) == 1
+
+
+@pytest.mark.parametrize(
+    ("files", "error", "says"),
+    [
+        ([("boot/config-1", b"")], SourceError, "holds no kernel image"),
+        ([("boot/vmlinuz-1", bzimage("1")), ("boot/config-1", b"")], SourceError, "no modules for"),
+        ([("boot/vmlinuz-1", b"x")], ImageError, "truncated"),
+    ],
+)
+def test_packages_without_a_kernel(
+    archive: Archive, files: list[tuple[str, bytes]], error: type[Exception], says: str
+) -> None:
+    archive.add("linux-image-1-amd64", "1", sha256=archive.pack(*files))
+    with pytest.raises(error, match=says):
+        obtain(DebianImage("deb:x", "1-amd64"), [], archive.store, Silent())
+    assert list(archive.store.root.glob("prebuilt/*")) == []
