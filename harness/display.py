@@ -218,7 +218,8 @@ class _Moving:
 
 def show(record: RunRecord, console: Console) -> None:
     """Print the closing table, what failed and how to repeat it, and the verdict."""
-    console.print(_table(record, console))
+    if any(outcome.outcome is not Outcome.MISSING for outcome in record.outcomes):
+        console.print(_table(record, console))
     for outcome in record.outcomes:
         if outcome.outcome in (Outcome.FAIL, Outcome.ERROR):
             head = f"{outcome.outcome}  {scenario(outcome)}  under {outcome.mmu}"

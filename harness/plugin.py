@@ -91,7 +91,7 @@ class SuitePlugin:
         self._stack = contextlib.ExitStack()
         self._run: Run | None = None
         # Without pytest's own reporter, which is how check() runs, this plugin reports.
-        self._speaks = not config.pluginmanager.has_plugin("terminalreporter")
+        self._speaks = config.pluginmanager.is_blocked("terminal")
         self._signal = signal.SIGINT
 
     @property
@@ -113,13 +113,13 @@ class SuitePlugin:
 
     # The run.
 
-    def pytest_runtestloop(self, session: pytest.Session) -> None:
+    def pytest_runtestloop(self, session: pytest.Session) -> bool | None:
         """Make the kernel and all else before the first test, so that a failure is told once."""
         requests = [_request(item) for item in session.items if _mode_of(item)]
         if self._config.option.collectonly or session.testsfailed:
-            return
+            return None
         if not requests and not self._speaks:
-            return
+            return None
         for signum in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(signum, self._stop)
         janitor = self._stack.enter_context(Janitor())
@@ -135,16 +135,22 @@ class SuitePlugin:
                 command=_repeat(self._wish, None),
             )
         )
-        if requests and not self._run.prepare():
-            session.shouldstop = "the kernel under test could not be made ready"
+        # True says that the loop is over: no test runs without a kernel.
+        return True if requests and not self._run.prepare() else None
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
         """Show a test as a phase where phases are shown."""
         if self._run is None or not self._speaks or not _mode_of(item):
             return (yield)
-        with self._run.progress.phase(f"{_mode_of(item)}  {_scenario(item)}"):
-            return (yield)
+        with (
+            contextlib.suppress(_NotPassed),
+            self._run.progress.phase(f"{_mode_of(item)}  {_scenario(item)}"),
+        ):
+            result = yield
+            if _Judged.of(item).outcome not in (Outcome.PASS, Outcome.SKIP):
+                raise _NotPassed
+        return result
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(
@@ -253,6 +259,10 @@ class SuitePlugin:
         return Silent() if self._config.getoption("--quiet") else display.Plain(sys.stdout)
 
 
+class _NotPassed(Exception):
+    """Ends the phase of a test that did not pass, so that it shows as such."""
+
+
 @dataclasses.dataclass
 class _Judged:
     """What happened to one test so far."""
@@ -347,6 +357,8 @@ def check(expression: str | None, tests: Sequence[str], options: Sequence[str]) 
         f"--config-file={_ROOT / 'pyproject.toml'}",
         "-pno:terminal",
         "-pno:cacheprovider",
+        # Phases are shown while a test runs, which pytest would keep to itself.
+        "--capture=no",
         *options,
         *([f"-k={expression}"] if expression else []),
         *(named or [str(_ROOT / "tests" / "kvm")]),

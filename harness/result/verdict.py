@@ -192,6 +192,9 @@ def _broken(
     for problem in problems:
         if (code := exit_code(problem)) is not ExitCode.FAIL:
             yield code, _said(problem)
+    silent = all(outcome.outcome is Outcome.MISSING for outcome in outcomes)
+    if problems and silent and not evidence:
+        return  # the run ended before its first host, and it is said why
     yield from _errors(outcomes)
     # A run that was stopped leaves tests unreported and hosts unanswered; the stop is the reason.
     explained = [exit_code(problem) for problem in problems]

@@ -30,6 +30,7 @@ MAY_IMPORT = {
     "oracle": VOCABULARY | {"kernel", "image", "machine", "guest", "probe", "result"},
     "result": {"errors"},
     "control": VOCABULARY | {"kernel"},
+    "doctor": VOCABULARY | {"machine"},
     "display": {"errors", "progress", "result"},
     # What both doors share: one run, put together from all rooms.
     "workbench": VOCABULARY | ROOMS | {"control"},
