@@ -37,6 +37,8 @@ from harness.store import Store
 from harness.workbench import DEFAULT_KERNEL, DEFAULT_MODES, Wish
 
 _MODE = "mmu_mode"
+_PAGES = 2048
+_LARGE_PAGES = 16384
 _BACKING = "anon"
 _PLUGIN = "mmu-harness-run"
 
@@ -222,15 +224,21 @@ class SuitePlugin:
     def probe_guest(self, session: Session, evidence: Evidence) -> GuestFactory:
         """Makes probe guests on the host; each ends with its context."""
 
-        def make(pages: int = 16384, vcpus: int = 1) -> Any:
+        def make(pages: int = _PAGES, vcpus: int = 1) -> Any:
             return new_guest(session, pages, vcpus)
 
         return make
 
     @pytest.fixture
     def guest(self, probe_guest: GuestFactory) -> Iterator[ProbeGuest]:
-        """A probe guest with 64 MiB of anonymous memory and one vcpu."""
+        """A probe guest with 8 MiB of anonymous memory and one vcpu."""
         with probe_guest() as guest:
+            yield guest
+
+    @pytest.fixture
+    def large_guest(self, probe_guest: GuestFactory) -> Iterator[ProbeGuest]:
+        """A probe guest with 64 MiB of anonymous memory and one vcpu."""
+        with probe_guest(_LARGE_PAGES) as guest:
             yield guest
 
     def _outcome(self, item: pytest.Item) -> TestOutcome:

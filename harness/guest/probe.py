@@ -28,6 +28,7 @@ _VISIT_SECONDS = 30.0
 """How long a vcpu may take for one pass over 64 MiB on a fast machine."""
 
 _REFERENCE_PAGES = 16384
+_PARTS = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -314,7 +315,8 @@ class ProbeGuest:
         passes = max(1.0, size / (_REFERENCE_PAGES * layout.PAGE_BYTES))
         deadline = Deadline.after(_VISIT_SECONDS * self.pace * passes, "Swapping")
         for _ in deadline.ticks():
-            self.session.ask("reclaim", cgroup=self.cgroup, size=self.bytes)
+            # In parts, because one request for all goes on for as long as the guest faults back in.
+            self.session.ask("reclaim", cgroup=self.cgroup, size=self.bytes // _PARTS)
             if self._bytes_swapped_out() - start >= size:
                 break
         return self._bytes_swapped_out() - start
@@ -426,7 +428,7 @@ def unpack(text: str) -> bytes:
 
 
 @contextlib.contextmanager
-def probe_guest(session: Session, pages: int = 16384, vcpus: int = 1) -> Iterator[ProbeGuest]:
+def probe_guest(session: Session, pages: int = 2048, vcpus: int = 1) -> Iterator[ProbeGuest]:
     """A new probe guest with ``pages`` pages of 4 KiB, ended when the context closes."""
     name = session.new_name("guest")
     answer = session.ask("create", name=name, pages=pages, vcpus=vcpus, seconds=session.patience)

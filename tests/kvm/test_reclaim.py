@@ -14,7 +14,10 @@ SEED = 0x5EED
 CYCLES = 3
 
 
-def test_an_idle_guest_is_swapped_out_whole_and_back(guest: ProbeGuest, evidence: Evidence) -> None:
+def test_an_idle_guest_is_swapped_out_whole_and_back(
+    large_guest: ProbeGuest, evidence: Evidence
+) -> None:
+    guest = large_guest
     evidence.content(guest.fill(SEED))
     for _ in range(CYCLES):
         evidence.sound(guest)
@@ -29,8 +32,9 @@ def test_an_idle_guest_is_swapped_out_whole_and_back(guest: ProbeGuest, evidence
 
 
 def test_what_a_guest_only_read_is_swapped_out_whole_and_back(
-    guest: ProbeGuest, evidence: Evidence
+    large_guest: ProbeGuest, evidence: Evidence
 ) -> None:
+    guest = large_guest
     written = [SEED] * guest.pages
     guest.host_write(SEED, 0, guest.pages, word=5)
     evidence.equal("what the VMM wrote", written, guest.read(0, guest.pages, word=5).words)
@@ -41,11 +45,11 @@ def test_what_a_guest_only_read_is_swapped_out_whole_and_back(
     evidence.sound(guest)
 
 
-@pytest.mark.parametrize("vcpus", [1, 2])
+@pytest.mark.parametrize(("vcpus", "pages"), [(1, 16384), (2, 4096)])
 def test_a_hammering_guest_is_swapped_while_it_runs(
-    probe_guest: GuestFactory, evidence: Evidence, vcpus: int
+    probe_guest: GuestFactory, evidence: Evidence, vcpus: int, pages: int
 ) -> None:
-    with probe_guest(vcpus=vcpus) as guest:
+    with probe_guest(pages, vcpus) as guest:
         evidence.content(guest.fill(SEED))
         with contextlib.ExitStack() as stack:
             hammers = [stack.enter_context(guest.hammering(vcpu)) for vcpu in range(vcpus)]

@@ -12,7 +12,7 @@ SEED = 0x5EED
 NEW = 0x2E
 WORD = 7
 
-RANGES = {"whole": (0, 16384), "first": (0, 1), "last": (16383, 1), "middle": (5000, 3)}
+RANGES = {"whole": (0, 2048), "first": (0, 1), "last": (2047, 1), "middle": (1000, 3)}
 
 
 @pytest.mark.parametrize("where", RANGES)
