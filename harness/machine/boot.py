@@ -11,7 +11,14 @@ from pathlib import Path
 
 from harness.command import require
 from harness.deadline import Deadline
-from harness.errors import BootError, DeadlineError, HarnessError, HostLostError, QemuError
+from harness.errors import (
+    BootError,
+    DeadlineError,
+    HarnessError,
+    HostLostError,
+    QemuError,
+    QmpError,
+)
 from harness.image import layout
 from harness.image.disk import make_overlay, write_seed, write_swap
 from harness.kernel.model import Kernel
@@ -32,7 +39,11 @@ _REFERENCE_SECONDS = 4.0
 """The boot time at which ``pace`` is 1: two cores of 2.6 GHz, TCG, the project's own config."""
 
 _MONITOR_SECONDS = 20.0
+_END_SECONDS = 2.0
+"""How long QEMU may take to end once it stopped answering, and its console to be read."""
+
 _LAST_LINES = 12
+_LAST_CHARACTERS = 4000
 
 _NETWORK = f"{layout.MARK}: network"
 _LISTENING = f"{layout.MARK}: listening"
@@ -60,25 +71,14 @@ def boot(
     keys = RunKeys.generate()
     with progress.phase(f"boot {kernel.release} ({spec.mmu})"), contextlib.ExitStack() as stack:
         _make_disks(spec, paths, keys, nonce)
-        qemu_program = require("qemu-system-x86_64", "qemu-system-x86")
-        words = argv(spec, paths, qemu_program)
+        words = argv(spec, paths, require("qemu-system-x86_64", "qemu-system-x86"))
         started = time.monotonic()
         deadline = Deadline.after(seconds, f"The boot of the kernel {kernel.release}")
         qemu = stack.enter_context(running(words))
-        monitor = deadline.within(_MONITOR_SECONDS)
-        qmp = stack.enter_context(
-            connected(paths.qmp, run / "qmp.log", monitor, qemu.require_alive)
-        )
-        _confirm_accelerator(qmp, spec, monitor)
-        port = _forwarded_port(qmp, monitor)
-        milestones = _Milestones(qemu, kernel, deadline)
-        milestones.reach(_NETWORK)
-        milestones.reach(_LISTENING)
-        ssh = _connect(port, keys, deadline, qemu, kernel)
-        stack.callback(ssh.close)
-        milestones.reach(_READY)
-        answers = _ask(ssh, deadline, qemu, kernel)
-        facts = _facts(spec, qmp, qemu, words, answers, time.monotonic() - started)
+        machine = _Machine(qemu, kernel, deadline)
+        qmp, port = machine.monitor(stack, spec, paths)
+        ssh, answers = machine.come_up(stack, port, keys)
+        facts = _facts(spec, qmp, machine, words, answers, time.monotonic() - started)
         if answers.get("nonce") != nonce:
             raise QemuError("Another host than ours answers: it does not know this run's nonce.")
         spec.mmu.check(facts.parameters)
@@ -101,6 +101,89 @@ def _make_disks(spec: HostSpec, paths: RunPaths, keys: RunKeys, nonce: str) -> N
         write_swap(paths.swap, spec.swap_mib)
 
 
+class _Machine:
+    """A QEMU on its way up. What stops it is told apart: the kernel's doing, or ours."""
+
+    def __init__(self, qemu: Qemu, kernel: Kernel, deadline: Deadline) -> None:
+        self.qemu = qemu
+        self._kernel = kernel
+        self._deadline = deadline
+        self._lines = qemu.console.follow(deadline)
+        self._seen: list[str] = []
+
+    def monitor(
+        self, stack: contextlib.ExitStack, spec: HostSpec, paths: RunPaths
+    ) -> tuple[Qmp, int]:
+        """A QMP connection, and the port of L0's loopback that leads to the host's SSH."""
+        deadline = self._deadline.within(_MONITOR_SECONDS)
+        record = paths.directory / "qmp.log"
+        try:
+            qmp = stack.enter_context(connected(paths.qmp, record, deadline, self._alive))
+            _confirm_accelerator(qmp, spec, deadline)
+            return qmp, _forwarded_port(qmp, deadline)
+        except (QmpError, DeadlineError) as error:
+            if self.qemu.wait(Deadline.after(_END_SECONDS, "the end of QEMU")):
+                raise self._gone() from error
+            raise QemuError(f"QEMU cannot be controlled: {error}") from error
+
+    def come_up(
+        self, stack: contextlib.ExitStack, port: int, keys: RunKeys
+    ) -> tuple[Ssh, dict[str, str]]:
+        """An SSH connection, and what the host's init found out as name -> value."""
+        try:
+            self._reach(_NETWORK)
+            self._reach(_LISTENING)
+            # The rest of the host's init goes on while keys are exchanged.
+            ssh = Ssh.connect(port, keys, self._deadline)
+            stack.callback(ssh.close)
+            self._reach(_READY)
+            return ssh, _ask(ssh, self._deadline)
+        except (HostLostError, DeadlineError) as error:
+            if self.qemu.wait(Deadline.after(_END_SECONDS, "the end of QEMU")):
+                raise self._gone() from error
+            raise self._failed(str(error)) from error
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the host's init said besides that it got on: settings that were not taken."""
+        milestones = (_NETWORK, _LISTENING, _READY)
+        lines = (line for line in self._seen if not line.startswith(milestones))
+        return tuple(visible(line.removeprefix(f"{layout.MARK}: ")) for line in lines)
+
+    def _reach(self, word: str) -> None:
+        """Follow the console until a line has begun with ``word``; they come in any order."""
+        while not any(line.startswith(word) for line in self._seen):
+            line = next(self._lines, None)
+            if line is None:
+                raise self._gone()
+            if line.startswith(_FAILED):
+                raise self._failed(visible(line.removeprefix(_FAILED)))
+            if line.startswith(layout.MARK):
+                self._seen.append(line)
+
+    def _alive(self) -> None:
+        if self.qemu.ended:
+            raise self._gone()
+
+    def _gone(self) -> HarnessError:
+        """Why QEMU ended: the kernel's doing, or not."""
+        self.qemu.wait(Deadline.after(_END_SECONDS, "the end of QEMU"))
+        panics = [splat for splat in self.qemu.console.splats() if splat.kind == "panic"]
+        if panics:
+            return self._failed(panics[-1].line)
+        if self.qemu.switched_off:
+            return self._failed("it switched the machine off, or reset it without a word")
+        return self.qemu.error()
+
+    def _failed(self, reason: str) -> BootError:
+        tail = visible(self.qemu.console.tail(_LAST_LINES)[-_LAST_CHARACTERS:])
+        log = tail.replace("\n", "\n  ") if tail else "(nothing)"
+        return BootError(
+            f"The kernel {self._kernel.release} did not come up: {reason.rstrip('.')}. "
+            f"The end of its log:\n  {log}"
+        )
+
+
 def _confirm_accelerator(qmp: Qmp, spec: HostSpec, deadline: Deadline) -> None:
     enabled = bool(qmp.execute("query-kvm", deadline)["enabled"])
     if enabled != (spec.accelerator.name == "kvm"):
@@ -111,7 +194,7 @@ def _confirm_accelerator(qmp: Qmp, spec: HostSpec, deadline: Deadline) -> None:
 
 
 def _forwarded_port(qmp: Qmp, deadline: Deadline) -> int:
-    """The port of L0's loopback that leads to the host's SSH; QMP itself does not tell it."""
+    """The port that QEMU forwards; L0's kernel chose it, and QMP itself does not tell it."""
     for line in qmp.human("info usernet", deadline).splitlines():
         fields = line.split()
         if fields and fields[0] == "TCP[HOST_FORWARD]":
@@ -119,44 +202,8 @@ def _forwarded_port(qmp: Qmp, deadline: Deadline) -> int:
     raise QemuError("QEMU forwards no port to the host's SSH server.")
 
 
-class _Milestones:
-    """The lines that the host's init prints for us, which come in any order."""
-
-    def __init__(self, qemu: Qemu, kernel: Kernel, deadline: Deadline) -> None:
-        self._qemu = qemu
-        self._kernel = kernel
-        self._lines = qemu.console.follow(deadline)
-        self._seen: list[str] = []
-
-    def reach(self, word: str) -> None:
-        """Follow the console until a line has begun with ``word``; raises what stops the boot."""
-        while not any(line.startswith(word) for line in self._seen):
-            try:
-                line = next(self._lines)
-            except StopIteration:
-                raise _gone(self._qemu, self._kernel) from None
-            except DeadlineError as error:
-                raise _boot_error(self._kernel, self._qemu, str(error)) from error
-            if line.startswith(_FAILED):
-                reason = visible(line.removeprefix(_FAILED))
-                raise _boot_error(self._kernel, self._qemu, reason)
-            if line.startswith(layout.MARK):
-                self._seen.append(line)
-
-
-def _connect(port: int, keys: RunKeys, deadline: Deadline, qemu: Qemu, kernel: Kernel) -> Ssh:
-    try:
-        return Ssh.connect(port, keys, deadline)
-    except HostLostError as error:
-        raise _unanswered(error, qemu, kernel) from error
-
-
-def _ask(ssh: Ssh, deadline: Deadline, qemu: Qemu, kernel: Kernel) -> dict[str, str]:
-    """What the host's init found out, as name -> value."""
-    try:
-        completed = ssh.run(["cat", f"{layout.RUN_DIRECTORY}/facts"], deadline).checked()
-    except (HostLostError, DeadlineError) as error:
-        raise _unanswered(error, qemu, kernel) from error
+def _ask(ssh: Ssh, deadline: Deadline) -> dict[str, str]:
+    completed = ssh.run(["cat", f"{layout.RUN_DIRECTORY}/facts"], deadline).checked()
     pairs = (line.partition("=") for line in completed.stdout.splitlines())
     return {name: value for name, _, value in pairs}
 
@@ -164,7 +211,7 @@ def _ask(ssh: Ssh, deadline: Deadline, qemu: Qemu, kernel: Kernel) -> dict[str, 
 def _facts(
     spec: HostSpec,
     qmp: Qmp,
-    qemu: Qemu,
+    machine: _Machine,
     words: tuple[str, ...],
     answers: dict[str, str],
     seconds: float,
@@ -180,31 +227,6 @@ def _facts(
         boot_seconds=seconds,
         pace=max(1.0, seconds / _REFERENCE_SECONDS),
         argv=words,
-        boot_reports=qemu.console.splats(),
-    )
-
-
-def _unanswered(error: HarnessError, qemu: Qemu, kernel: Kernel) -> HarnessError:
-    """Why the host fell silent after it had come up."""
-    if qemu.wait(Deadline.after(1.0, "the end of QEMU")):
-        return _gone(qemu, kernel)
-    return _boot_error(kernel, qemu, str(error))
-
-
-def _gone(qemu: Qemu, kernel: Kernel) -> HarnessError:
-    """Why QEMU ended during the boot: the kernel's doing, or not."""
-    qemu.wait(Deadline.after(5.0, "the end of QEMU"))
-    if splats := [splat for splat in qemu.console.splats() if splat.kind == "panic"]:
-        return _boot_error(kernel, qemu, splats[-1].line)
-    if not qemu.switched_off:
-        return qemu.error()
-    return _boot_error(kernel, qemu, "it switched the machine off, or reset it without a word")
-
-
-def _boot_error(kernel: Kernel, qemu: Qemu, reason: str) -> BootError:
-    tail = qemu.console.tail(_LAST_LINES)
-    log = visible(tail).replace("\n", "\n  ") if tail else "(nothing)"
-    return BootError(
-        f"The kernel {kernel.release} did not come up: {reason.rstrip('.')}. "
-        f"The end of its log:\n  {log}"
+        boot_reports=machine.qemu.console.splats(),
+        notes=machine.notes,
     )

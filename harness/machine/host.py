@@ -29,7 +29,9 @@ class HostFacts:
     ``release`` is uname -r as seen inside, ``parameters`` what /sys/module says of KVM's
     parameters (as in ``kvm_amd.npt``), ``boot_seconds`` the time from the start of QEMU to the
     first answer, ``pace`` a factor of at least 1 by which this machine is slower than the one on
-    which deadlines were chosen, and ``boot_reports`` the kernel's complaints during the boot.
+    which deadlines were chosen, ``boot_reports`` the kernel's complaints during the boot, and
+    ``notes`` what the host's init could not set up (a sysctl or cgroup controller that this
+    kernel lacks).
     """
 
     release: str
@@ -43,6 +45,7 @@ class HostFacts:
     pace: float
     argv: tuple[str, ...]
     boot_reports: tuple[Splat, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 class Channel(Protocol):
