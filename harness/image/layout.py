@@ -19,6 +19,7 @@ ROOT_SERIAL: Final = "root"
 MODULES_SERIAL: Final = "modules"
 SEED_SERIAL: Final = "seed"
 SWAP_SERIAL: Final = "swap"
+DATA_SERIAL: Final = "data"
 """The serials of the host's disks: a disk is known by its serial, never by its position."""
 
 HOST_INIT: Final = "/sbin/mmu-harness-init"

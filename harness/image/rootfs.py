@@ -74,14 +74,15 @@ def host_image(store: Store, progress: Progress, suite: str | None = None) -> Ho
         "packages": packages,
         "excluded": excluded,
     }
-    tree = store.entry(
-        "root", key, lambda scratch: _bootstrap(scratch, suite, packages, excluded, progress)
-    )
     files = _own_files()
-    image_key = {"version": _VERSION, "root": key, "files": files}
-    entry = store.entry(
-        "host", image_key, lambda scratch: _assemble(scratch, tree, files, progress)
-    )
+
+    def make(scratch: Path) -> None:
+        tree = store.entry(
+            "root", key, lambda inner: _bootstrap(inner, suite, packages, excluded, progress)
+        )
+        _assemble(scratch, tree, files, progress)
+
+    entry = store.entry("host", {"version": _VERSION, "root": key, "files": files}, make)
     installed = (entry / "packages").read_text().splitlines()
     return HostImage(
         root=entry / "root.ext4",

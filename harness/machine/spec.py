@@ -54,8 +54,9 @@ _TCG_PARAMETERS = (
 class HostSpec:
     """What a host is made of; paths are of files on L0 that QEMU may read, sizes are MiB.
 
-    ``root`` and ``modules`` are raw ext4 images, which are never written to. ``parameters`` are
-    added at the end of the kernel's command line.
+    ``root`` and ``modules`` are raw ext4 images, which are never written to; ``data`` is a raw
+    image that the host may write to. ``parameters`` are added at the end of the kernel's command
+    line.
     """
 
     kernel: Path
@@ -63,6 +64,7 @@ class HostSpec:
     accelerator: Accelerator
     initrd: Path | None = None
     modules: Path | None = None
+    data: Path | None = None
     mmu: Mmu = Mmu.TDP
     memory_mib: int = 2048
     cpus: int = 2
@@ -176,6 +178,8 @@ def _disks(spec: HostSpec, run: RunPaths) -> list[str]:
     words = _disk(layout.ROOT_SERIAL, run.overlay, "qcow2", writable=True)
     if spec.modules is not None:
         words += _disk(layout.MODULES_SERIAL, spec.modules, "raw", writable=False)
+    if spec.data is not None:
+        words += _disk(layout.DATA_SERIAL, spec.data, "raw", writable=True)
     words += _disk(layout.SEED_SERIAL, run.seed, "raw", writable=False)
     if spec.swap_mib > 0:
         words += _disk(layout.SWAP_SERIAL, run.swap, "raw", writable=True)
