@@ -23,15 +23,23 @@ def fingerprint(path: str | os.PathLike[str]) -> str:
     "-" when there is no file. Raises OSError for what is no regular file and no symbolic link.
     """
     try:
-        mode = os.lstat(path).st_mode
+        return look(path)[0]
     except (FileNotFoundError, NotADirectoryError):
         return "-"
+
+
+def look(path: str | os.PathLike[str]) -> tuple[str, bytes]:
+    """The fingerprint of a file together with its contents, or the target of a link."""
+    mode = os.lstat(path).st_mode
     if stat.S_ISLNK(mode):
-        return "l" + hashlib.sha256(os.fsencode(os.readlink(path))).hexdigest()  # noqa: PTH115
-    if not stat.S_ISREG(mode):
+        kind, data = "l", os.fsencode(os.readlink(path))  # noqa: PTH115 - pathlib alters "./x"
+    elif stat.S_ISREG(mode):
+        kind = "x" if mode & 0o100 else "f"
+        with open(path, "rb") as file:  # noqa: PTH123 - called for 80,000 files
+            data = file.read()
+    else:
         raise OSError(errno.EINVAL, "is neither a file nor a link", os.fspath(path))
-    with open(path, "rb") as file:  # noqa: PTH123 - called for 80,000 files
-        return ("x" if mode & 0o100 else "f") + hashlib.sha256(file.read()).hexdigest()
+    return kind + hashlib.sha256(data).hexdigest(), data
 
 
 def digest(files: Mapping[str, str]) -> str:

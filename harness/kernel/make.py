@@ -11,7 +11,13 @@ from pathlib import Path
 
 from harness.command import Completed, require, run, run_logged
 from harness.deadline import Deadline
-from harness.errors import BuildError, KconfigError, MachineUnfitError, StoreError
+from harness.errors import (
+    BuildError,
+    InfrastructureError,
+    KconfigError,
+    MachineUnfitError,
+    StoreError,
+)
 from harness.progress import Progress
 
 _CONFIGURE_SECONDS = 600.0
@@ -55,6 +61,10 @@ _INHERITED = (
 _STEP = re.compile(r"  ([A-Z]+)(?: \[M\])? +(\S+)")
 _ERROR = re.compile(r"(?:\berror\b|\bfatal\b|undefined reference|No rule to make target|not found)")
 _MAKE_ERROR = re.compile(r"make(\[\d+\])?: \*\*\* ")
+_KILLED = re.compile(
+    r"make(\[\d+\])?: \*\*\* .* (Terminated|Killed|Hangup|Interrupt)$"
+    r"|Killed signal terminated program"
+)
 _NO_SPACE = "No space left on device"
 
 
@@ -126,8 +136,13 @@ class Make:
                 f"No space is left for building in {self._tree}; free some, or point "
                 f"XDG_CACHE_HOME to a larger disk. The log is {self._log}."
             )
+        if watch.killed or done.status < 0:
+            raise InfrastructureError(
+                "The build was ended from outside, perhaps because memory ran out; "
+                f"run it again, with fewer jobs if need be. The log is {self._log}."
+            )
         for header, package in _HEADERS.items():
-            if f"{header}" in watch.reason and "No such file" in watch.reason:
+            if header in watch.reason and "No such file" in watch.reason:
                 raise MachineUnfitError(
                     f"The kernel's build needs {header}; install the Debian package {package}."
                 )
@@ -197,6 +212,7 @@ class _Watch:
         self._error = ""
         self._make_error = ""
         self.full = False
+        self.killed = False
 
     @property
     def reason(self) -> str:
@@ -205,6 +221,7 @@ class _Watch:
 
     def __call__(self, line: str) -> None:
         self.full = self.full or _NO_SPACE in line
+        self.killed = self.killed or _KILLED.search(line) is not None
         if _STEP.match(line):
             self._count += 1
             self._counted(self._count)

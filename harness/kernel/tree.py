@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from harness.errors import KernelUntestableError, MachineUnfitError, SourceError
-from harness.kernel.fingerprint import fingerprint, write_atomically
+from harness.kernel.fingerprint import fingerprint, look, write_atomically
 from harness.kernel.patches import Patched
 from harness.kernel.source import Files, Source, everything
 from harness.progress import Progress
@@ -91,8 +91,8 @@ class BuildTree:
         """Put the files of a source into the tree, and write the manifest."""
         if files.ours and not self.root.exists():
             files.root.rename(self.root)
-            fresh = {name: self._record(name, mark) for name, mark in files.fingerprints.items()}
-            self._write_manifest(fresh, digest)
+            moved = {name: self._record(name, mark) for name, mark in files.fingerprints.items()}
+            self._write_manifest(moved, digest)
             return
         self.root.mkdir(parents=True, exist_ok=True)
         # While it is neither the old nor the new source, the digest matches none.
@@ -100,27 +100,42 @@ class BuildTree:
         self._write_manifest(union, "")
         for name in records.keys() - files.fingerprints.keys():
             self._remove(name)
-        fresh = {}
+        fresh: dict[str, _Record] = {}
+        ready: set[str] = set()
         with progress.phase("Update the build tree"):
             for count, (name, mark) in enumerate(files.fingerprints.items()):
                 old = records.get(name)
                 if old is None or old[0] != mark or not self._unchanged(name, old):
-                    self._put(files.root, name, mark)
+                    self._put(files.root, name, mark, ready)
                 fresh[name] = self._record(name, mark)
                 if count % 5000 == 0:
                     progress.update(f"{count} of {len(files.fingerprints)} files")
         self._write_manifest(fresh, digest)
 
-    def _put(self, source: Path, name: str, mark: str) -> None:
+    def _put(self, source: Path, name: str, mark: str, ready: set[str]) -> None:
+        """Have the source's file in the tree; ``ready`` are directories known to be there."""
         target = self.root / name
-        with contextlib.suppress(OSError):
-            if fingerprint(target) == mark:
-                return
-        self._clear_way(name)
-        # Copied without times: make must see that the file changed, however old the source is.
-        shutil.copy(source / name, target, follow_symlinks=False)
-        if fingerprint(target) != mark:
+        directory = name.rpartition("/")[0]
+        if directory not in ready:
+            self._clear_way(name)
+            ready.add(directory)
+        elif target.is_dir() and not target.is_symlink():
+            shutil.rmtree(target)
+        if fingerprint(target) == mark:
+            return
+        try:
+            seen, data = look(source / name)
+        except OSError as error:
+            raise SourceError(f"{source / name} cannot be read: {error.strerror}.") from error
+        if seen != mark:
             raise SourceError(f"{source / name} changed while it was read; run it again.")
+        target.unlink(missing_ok=True)
+        # Written anew: make must see that the file changed, however old the source is.
+        if mark.startswith("l"):
+            os.symlink(data, os.fsencode(target))  # noqa: PTH211 - pathlib alters "./x"
+        else:
+            target.write_bytes(data)
+            target.chmod(0o755 if mark.startswith("x") else 0o644)
 
     def _clear_way(self, name: str) -> None:
         """Remove what has the place of a file or of one of its directories."""
@@ -131,8 +146,6 @@ class BuildTree:
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.is_dir() and not target.is_symlink():
             shutil.rmtree(target)
-        else:
-            target.unlink(missing_ok=True)
 
     def _remove(self, name: str) -> None:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):

@@ -17,6 +17,7 @@ from fake_kernels import bzimage, kernel_tree
 from harness.errors import (
     BuildError,
     ImageError,
+    InfrastructureError,
     KconfigError,
     MachineUnfitError,
     PatchError,
@@ -221,6 +222,12 @@ def test_failing_build_names_the_first_error_and_keeps_the_log(world: World) -> 
             "echo 'a.c:1: fatal error: gelf.h: No such file or directory'; exit 1",
             MachineUnfitError,
             "install the Debian package libelf-dev",
+        ),
+        ("kill -9 $$", InfrastructureError, "ended from outside"),
+        (
+            "echo 'gcc: fatal error: Killed signal terminated program cc1'; exit 1",
+            InfrastructureError,
+            "ended from outside",
         ),
         ("exit 1", BuildError, r"make: \*\*\* .*bzImage"),
         ("printf x > image", ImageError, "truncated"),
