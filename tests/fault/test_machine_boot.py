@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -32,10 +34,8 @@ TCG = Accelerator("tcg", "the test says so")
 
 
 @pytest.fixture
-def run_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def run_directory() -> Iterator[Path]:
     """Private, and short enough for sockets."""
-    import tempfile
-
     with tempfile.TemporaryDirectory(prefix="mmu-", dir="/tmp") as path:
         yield Path(path)
 
@@ -146,8 +146,6 @@ def test_missing_qemu_names_the_package(
     image = toy_kernel(run_directory / "k", "", HANG)
     here = run_directory / "bin"
     here.mkdir()
-    import shutil
-
     (here / "qemu-img").symlink_to(shutil.which("qemu-img") or "/nonexistent")
     monkeypatch.setenv("PATH", str(here))
     with pytest.raises(MachineUnfitError, match="qemu-system-x86"):

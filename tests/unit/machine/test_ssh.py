@@ -45,8 +45,12 @@ class Server(paramiko.ServerInterface):
         if words[0] == "refused":
             return False
         # The reply to the request leaves after this function; a command must not overtake it.
-        threading.Timer(0.03, self._command, [channel, words]).start()
+        threading.Timer(0.03, self._run, [channel, words]).start()
         return True
+
+    def _run(self, channel: paramiko.Channel, words: list[str]) -> None:
+        with contextlib.suppress(OSError, EOFError):  # a client that is gone already
+            self._command(channel, words)
 
 
 @contextlib.contextmanager
