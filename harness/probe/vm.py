@@ -103,6 +103,8 @@ class Vcpu:
     def order(self, orders: dict[str, Any]) -> None:
         """Begin an operation: mailbox fields, and ``patient`` to try refused accesses again."""
         self._kicked = False
+        # A kick that came after the end of the operation before is not meant for this one.
+        self._run.immediate_exit = 0
         self._refusals = 0
         ctypes.memset(ctypes.addressof(self.mailbox), 0, ctypes.sizeof(self.mailbox))
         for name, value in orders.items():
