@@ -137,6 +137,9 @@ class Vmm:
         pid = os.fork()
         if pid == 0:
             ours.close()
+            # A sibling ends when its connection is closed, which it is not while we have it too.
+            for _, connection in self._children.values():
+                connection.close()
             serve(theirs, memory_handlers(self._memory))
             os._exit(0)
         theirs.close()
