@@ -42,7 +42,7 @@ def in_child(function: Callable[[], _Answer]) -> _Answer:
     """What a function returns in a forked child; AssertionError with its traceback otherwise."""
     status, text = _ended(function)
     assert status == 0, f"the child ended with wait status {status}"
-    well, value = pickle.loads(text)  # noqa: S301 - written by ourselves
+    well, value = pickle.loads(text)
     assert well, value
     answer: _Answer = value
     return answer
@@ -53,6 +53,6 @@ def signal_of(function: Callable[[], object]) -> int:
     status, text = _ended(function)
     if os.WIFSIGNALED(status):
         return os.WTERMSIG(status)
-    well, value = pickle.loads(text)  # noqa: S301
+    well, value = pickle.loads(text)
     assert well, value
     return 0

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import random
 import re
 from pathlib import Path
@@ -51,7 +52,7 @@ def test_the_mailbox_has_the_same_fields_at_the_same_offsets(tmp_path: Path) -> 
 
 
 def test_the_pattern_is_the_same(tmp_path: Path) -> None:
-    chance = random.Random(1)  # noqa: S311 - the same inputs each time
+    chance = random.Random(1)
     edges = [0, 1, 2, 511, 512, (1 << 32) - 1, 1 << 32, (1 << 63) - 1, 1 << 63, (1 << 64) - 1]
     inputs = [(seed, page, word) for seed in edges for page in edges for word in (0, 2, 511)]
     inputs += [
@@ -95,7 +96,7 @@ def test_nothing_in_the_control_memslot_overlaps() -> None:
         "ledgers": stretch(layout.LEDGER_GPA, vcpus * layout.LIST_BYTES),
     }
     in_order = sorted(areas.values(), key=lambda area: area.start)
-    for one, next_ in zip(in_order, in_order[1:], strict=False):
+    for one, next_ in itertools.pairwise(in_order):
         assert one.stop <= next_.start, areas
     assert in_order[-1].stop <= layout.CONTROL_GPA + layout.CONTROL_BYTES <= layout.MEMORY_GPA
 

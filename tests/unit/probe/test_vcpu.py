@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""How a vcpu's orders end, on a fake KVM that returns whatever the real one may return."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import mmap
+import os
+import signal
+import time
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from harness.probe import kvm, layout, vm
+
+EXIT_IO, EXIT_MMIO = 2, 6
+AREA_BYTES = 4096
+SECONDS = 5.0
+
+
+class FakeKvm:
+    """Answers the ioctls of one vcpu; ``ends`` are what KVM_RUN does in turn.
+
+    A number from 0 on is an exit reason, a negative one the errno of a failure; the last is
+    repeated. Whatever is asked first, immediate_exit comes before it, as in the kernel.
+    """
+
+    def __init__(self) -> None:
+        self.ends: list[int] = [EXIT_IO]
+        self.runs = 0
+        self.registers: list[kvm.Regs] = []
+        self.segments: list[kvm.Sregs] = []
+        self.fd = os.memfd_create("vcpu")
+        os.ftruncate(self.fd, AREA_BYTES)
+        self._area = mmap.mmap(self.fd, AREA_BYTES)
+        self.run = kvm.Run.from_buffer(self._area)
+
+    def ioctl_number(self, fd: int, request: int, argument: int = 0) -> int:
+        if request == kvm.CREATE_VCPU:
+            return self.fd
+        if request == kvm.GET_VCPU_MMAP_SIZE:
+            return AREA_BYTES
+        assert request == kvm.RUN
+        self.runs += 1
+        if self.run.immediate_exit:
+            raise OSError(errno.EINTR, "Interrupted system call")
+        end = self.ends.pop(0) if len(self.ends) > 1 else self.ends[0]
+        if end < 0:
+            raise OSError(-end, os.strerror(-end))
+        self.run.exit_reason = end
+        return 0
+
+    def ioctl(self, fd: int, request: int, argument: Any = None) -> int:
+        if request == kvm.SET_REGS:
+            self.registers.append(kvm.Regs.from_buffer_copy(ctypes.string_at(argument, 144)))
+        if request == kvm.SET_SREGS:
+            size = ctypes.sizeof(kvm.Sregs)
+            self.segments.append(kvm.Sregs.from_buffer_copy(ctypes.string_at(argument, size)))
+        return 0
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeKvm]:
+    fake = FakeKvm()
+    monkeypatch.setattr(kvm, "ioctl", fake.ioctl)
+    monkeypatch.setattr(kvm, "ioctl_number", fake.ioctl_number)
+    monkeypatch.setattr(kvm, "Statistics", lambda fd: SimpleNamespace(read=dict))
+    # As in run_vmm(): the signal of a kick is only there to interrupt.
+    before = signal.signal(signal.SIGUSR1, lambda *_: None)
+    yield fake
+    signal.signal(signal.SIGUSR1, before)
+
+
+@pytest.fixture
+def vcpu(fake: FakeKvm) -> Iterator[vm.Vcpu]:
+    control = ctypes.create_string_buffer(layout.CONTROL_BYTES)
+    machine = SimpleNamespace(fd=-1, kvm_fd=-1, control=ctypes.addressof(control))
+    vcpu = vm.Vcpu(machine, 1)  # type: ignore[arg-type]
+    yield vcpu
+    fake.ends = [EXIT_IO]
+    assert control is not None, "the vcpu's mailbox lives in it"
+
+
+def done(vcpu: vm.Vcpu, **orders: int) -> dict[str, Any]:
+    vcpu.order({"op": layout.OP_HAMMER, **orders})
+    report = vcpu.report(SECONDS)
+    assert report is not None
+    return report
+
+
+def test_a_vcpu_begins_at_the_payload_with_its_number(vcpu: vm.Vcpu, fake: FakeKvm) -> None:
+    (registers,) = fake.registers
+    assert registers.rip == layout.CODE_GPA
+    assert registers.rdi == 1
+    assert registers.rflags == 2
+    # Each vcpu has a page for its stack, which a call leaves aligned as the ABI wants it.
+    assert registers.rsp == layout.STACK_TOP_GPA + 2 * layout.PAGE_BYTES - 8
+
+
+def test_a_vcpu_begins_in_long_mode_on_the_tables_of_the_control_slot(
+    vcpu: vm.Vcpu, fake: FakeKvm
+) -> None:
+    (sregs,) = fake.segments
+    assert sregs.cr3 == layout.PAGE_TABLES_GPA
+    assert sregs.cr0 & (1 << 31 | 1), "paging and protection"
+    assert sregs.cr4 & 1 << 5, "PAE"
+    assert sregs.efer & (1 << 8 | 1 << 10) == 1 << 8 | 1 << 10, "long mode, enabled and active"
+    assert (sregs.cs.l, sregs.cs.db, sregs.cs.present) == (1, 0, 1)
+
+
+def test_the_exit_at_the_end_of_an_operation_is_its_end(vcpu: vm.Vcpu) -> None:
+    report = done(vcpu, seed=5)
+    assert report["end"] == "done"
+    assert report["seed"] == 5
+    assert report["refusals"] == 0
+
+
+def test_a_new_order_finds_a_clean_mailbox(vcpu: vm.Vcpu) -> None:
+    vcpu.mailbox.stop = 1
+    vcpu.mailbox.bad = 3
+    report = done(vcpu, word=4)
+    assert (report["stop"], report["bad"], report["word"]) == (0, 0, 4)
+
+
+def test_signals_that_mean_nothing_do_not_end_an_operation(vcpu: vm.Vcpu, fake: FakeKvm) -> None:
+    fake.ends = [-errno.EINTR, -errno.EINTR, EXIT_IO]
+    assert done(vcpu)["end"] == "done"
+    assert fake.runs == 3
+
+
+@pytest.mark.parametrize(
+    ("ends", "how"),
+    [
+        ([-errno.EFAULT, EXIT_IO], "EFAULT"),
+        ([EXIT_MMIO, EXIT_IO], "KVM_EXIT_MMIO"),
+    ],
+)
+def test_a_refused_access_ends_the_operation(
+    vcpu: vm.Vcpu, fake: FakeKvm, ends: list[int], how: str
+) -> None:
+    fake.ends = ends
+    report = done(vcpu)
+    assert (report["end"], report["how"]) == ("refused", how)
+
+
+def test_after_a_refusal_the_vcpu_starts_over(vcpu: vm.Vcpu, fake: FakeKvm) -> None:
+    fake.ends = [EXIT_MMIO, EXIT_IO]
+    assert done(vcpu)["end"] == "refused"
+    # The second KVM_RUN completed the exit without entering the guest.
+    assert fake.runs == 2
+    assert fake.ends == [EXIT_IO]
+    assert [registers.rip for registers in fake.registers] == [layout.CODE_GPA] * 2
+    assert done(vcpu)["end"] == "done"
+
+
+def test_a_patient_vcpu_tries_until_it_may(vcpu: vm.Vcpu, fake: FakeKvm) -> None:
+    fake.ends = [-errno.EFAULT, -errno.EFAULT, -errno.EFAULT, EXIT_IO]
+    report = done(vcpu, patient=1)
+    assert (report["end"], report["refusals"]) == ("done", 3)
+    fake.ends = [EXIT_IO]
+    assert done(vcpu)["refusals"] == 0
+
+
+def test_a_patient_vcpu_can_be_kicked(vcpu: vm.Vcpu, fake: FakeKvm) -> None:
+    fake.ends = [-errno.EFAULT]
+    vcpu.order({"op": layout.OP_HAMMER, "patient": 1})
+    until = time.monotonic() + SECONDS
+    while not vcpu.progress()["refusals"]:
+        assert time.monotonic() < until
+        time.sleep(0.001)
+    assert vcpu.report(0) is None
+    vcpu.kick()
+    report = vcpu.report(SECONDS)
+    assert report is not None
+    assert report["end"] == "kicked"
+
+
+def test_a_kick_that_came_too_late_is_not_meant_for_the_next_order(vcpu: vm.Vcpu) -> None:
+    assert done(vcpu)["end"] == "done"
+    vcpu.kick()
+    assert done(vcpu)["end"] == "done"
+
+
+@pytest.mark.parametrize(
+    ("end", "how"),
+    [
+        (8, "KVM_EXIT_SHUTDOWN"),
+        (17, "KVM_EXIT_INTERNAL_ERROR"),
+        (999, "KVM_EXIT_999"),
+        (-errno.EINVAL, "KVM_RUN: Invalid argument"),
+        (-errno.EIO, "KVM_RUN: Input/output error"),
+    ],
+)
+def test_any_other_end_is_a_crash(vcpu: vm.Vcpu, fake: FakeKvm, end: int, how: str) -> None:
+    fake.ends = [end, EXIT_IO]
+    report = done(vcpu)
+    assert (report["end"], report["how"]) == ("crashed", how)
+    assert done(vcpu)["end"] == "done"
+
+
+def test_no_report_is_no_report(vcpu: vm.Vcpu) -> None:
+    assert vcpu.report(0) is None
