@@ -135,7 +135,7 @@ class Ssh:
             with _closed_at(deadline, channel):
                 channel.exec_command(shlex.join(argv))
         except (paramiko.SSHException, OSError, EOFError) as error:
-            channel.close()
+            _close(channel)
             if deadline.expired:
                 raise deadline.error(f"The host did not start {argv[0]}.") from error
             raise HostLostError(f"The host did not start {argv[0]}: {error}.") from error
@@ -234,7 +234,7 @@ class SshChannel:
 
     def close(self) -> None:
         """Close the channel; the command sees the end of its input."""
-        self._channel.close()
+        _close(self._channel)
 
     def _receive(self, deadline: Deadline) -> bytes | None:
         """Some of its standard output, or None at the end; standard error is taken in meanwhile."""
@@ -270,10 +270,16 @@ class SshChannel:
         )
 
 
+def _close(channel: paramiko.Channel) -> None:
+    """Close a channel, also one whose connection is gone, where paramiko's own close() raises."""
+    with contextlib.suppress(OSError, EOFError):
+        channel.close()
+
+
 @contextlib.contextmanager
 def _closed_at(deadline: Deadline, channel: paramiko.Channel) -> Iterator[None]:
     """Close the channel when time runs out: paramiko waits for a host's answer for ever."""
-    timer = threading.Timer(deadline.remaining, channel.close)
+    timer = threading.Timer(deadline.remaining, _close, [channel])
     timer.daemon = True
     timer.start()
     try:
