@@ -82,6 +82,10 @@ def boot(
         if answers.get("nonce") != nonce:
             raise QemuError("Another host than ours answers: it does not know this run's nonce.")
         spec.mmu.check(facts.parameters)
+        for note in facts.notes:
+            progress.note(f"The host says: {note}.")
+        for splat in facts.boot_reports:
+            progress.note(f"The kernel complained during its boot: {splat.line}")
         entered = stack.pop_all()
     with entered:
         yield QemuHost(qemu, qmp, ssh, kernel, paths, facts, nonce)
