@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import dataclasses
+import signal
 import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
@@ -28,7 +29,6 @@ _VISIT_SECONDS = 30.0
 """How long a vcpu may take for one pass over 64 MiB on a fast machine."""
 
 _REFERENCE_PAGES = 16384
-_PARTS = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,10 +71,10 @@ class Residency:
     swapped: npt.NDArray[np.bool_]
     resident: npt.NDArray[np.bool_]
 
-    @property
-    def in_memory(self) -> npt.NDArray[np.bool_]:
-        """The pages that take up memory, mapped or not."""
-        return self.present | self.resident
+    def outside(self, hot: range) -> int:
+        """How many pages besides ``hot`` take up memory, mapped or not."""
+        in_memory = self.present | self.resident
+        return int(in_memory.sum()) - int(in_memory[hot.start : hot.stop].sum())
 
 
 class GuestFactory(Protocol):
@@ -281,50 +281,30 @@ class ProbeGuest:
         yield Child(self, name, self.ask("fork", name=name))
         self.ask("end_child", name=name)
 
-    def reclaim(self) -> Residency:
-        """Press the guest's cgroup until nothing is in memory or nothing moves any more.
+    def reclaim(self, hot: range = range(0)) -> Residency:
+        """Press the guest's cgroup until nothing but ``hot`` is in memory, or nothing moves.
 
-        Reclaim may legitimately leave a page at one attempt (under writeback, referenced since);
-        only several attempts without any effect say that it will not go. A page that sits in a
-        CPU's LRU batch cannot be isolated, so they are drained each time: reclaim itself puts
-        pages there, when their writeback has ended.
+        ``hot`` are the pages that a vcpu keeps touching meanwhile. Reclaim may legitimately leave
+        another page at one attempt (under writeback, referenced since); only several attempts
+        without any effect say that it will not go. A page that sits in a CPU's LRU batch cannot
+        be isolated, so they are drained each time: reclaim itself puts pages there, when their
+        writeback has ended.
         """
         residency = self.residency()
         deadline = Deadline.after(60.0 * self.pace, "Reclaim")
-        left, idle_since = int(residency.in_memory.sum()), deadline.remaining
+        left, moved = residency.outside(hot), deadline.remaining
         for _ in deadline.ticks():
             self.session.ask("drain_lru")
-            self.session.ask("reclaim", cgroup=self.cgroup, size=self.bytes)
+            self.session.ask("reclaim", cgroup=self.cgroup, size=left * layout.PAGE_BYTES)
             residency = self.residency()
-            before, left = left, int(residency.in_memory.sum())
+            before, left = left, residency.outside(hot)
             if left == 0:
                 break
             if left < before:
-                idle_since = deadline.remaining
-            elif idle_since - deadline.remaining > 3.0 * self.pace:
+                moved = deadline.remaining
+            elif moved - deadline.remaining > 3.0 * self.pace:
                 break
         return residency
-
-    def swap_while_running(self, size: int) -> int:
-        """Press the guest's cgroup, again and again, until ``size`` bytes were swapped out.
-
-        Returns how many were, which is less only when the guest, whose vcpus must be writing,
-        could not be swapped in several times the time that it ought to take.
-        """
-        start = self._bytes_swapped_out()
-        passes = max(1.0, size / (_REFERENCE_PAGES * layout.PAGE_BYTES))
-        deadline = Deadline.after(_VISIT_SECONDS * self.pace * passes, "Swapping")
-        for _ in deadline.ticks():
-            # In parts, because one request for all goes on for as long as the guest faults back in.
-            self.session.ask("reclaim", cgroup=self.cgroup, size=self.bytes // _PARTS)
-            if self._bytes_swapped_out() - start >= size:
-                break
-        return self._bytes_swapped_out() - start
-
-    def _bytes_swapped_out(self) -> int:
-        """What the host swapped out since it booted; nothing else there is under pressure."""
-        lines = self.session.read("/proc/vmstat").splitlines()
-        return int(dict(line.split() for line in lines)["pswpout"]) * layout.PAGE_BYTES
 
     def kill(self, signum: int) -> int:
         """Kill the VMM and return its wait status once it is gone."""
@@ -383,6 +363,10 @@ class ProbeGuest:
             )
         return visit
 
+    def _killed_for_memory(self) -> bool:
+        lines = self.session.read(f"{self.cgroup}/memory.events").splitlines()
+        return int(dict(line.split() for line in lines)["oom_kill"]) > 0
+
     def _wait(self, vcpu: int, seconds: float) -> dict[str, Any] | None:
         try:
             report: dict[str, Any] | None = self.session.wait_guest(
@@ -406,10 +390,15 @@ class ProbeGuest:
         count = self.pages - first if pages is None else pages
         return self.ask(op, first=first, pages=count, **arguments)
 
-    @staticmethod
-    def _lost(lost: GuestLost, during: str) -> Violation | ProbeError:
+    def _lost(self, lost: GuestLost, during: str) -> Violation | ProbeError:
         signum = lost.status & 0x7F
-        if lost.said or not signum or signum == 9:
+        if signum == signal.SIGKILL and self._killed_for_memory():
+            return Violation(
+                "reclaim",
+                "the memory of the guest to be swapped when its cgroup has no room",
+                "the memory controller found nothing that it could reclaim, and killed the VMM",
+            )
+        if lost.said or not signum or signum == signal.SIGKILL:
             # It ended by its own doing, or was killed from outside, as for want of memory.
             return ProbeError(
                 f"The VMM of guest {lost.name} ended during {during} "

@@ -28,7 +28,7 @@ def modules_disk(kernel: Kernel, store: Store) -> Path | None:
     if directory is None:
         return None
     table = modules.release_directory(directory, kernel.release) / "modules.dep"
-    key = {"kernel": kernel.digest, "modules": table.read_text()}
+    key = {"kernel": kernel.identity, "modules": table.read_text()}
 
     def make(scratch: Path) -> None:
         make_ext4(directory, scratch / "modules.ext4", free_mib=1)

@@ -34,7 +34,7 @@ def initramfs(kernel: Kernel, image: HostImage, store: Store) -> Path | None:
     names = [modules.name_of(file) + ".ko" for file in files]
     init = recipe.render(_TEMPLATE, {**layout.TEMPLATE_VARIABLES, "modules": names})
     # The image stands for its modules: both come from one package or one build.
-    key = {"kernel": kernel.digest, "files": files, "init": init, "host": image.digest}
+    key = {"kernel": kernel.identity, "files": files, "init": init, "host": image.digest}
 
     def make(scratch: Path) -> None:
         archive = Archive()

@@ -41,7 +41,7 @@ _SWAP_SLOTS_CACHED = 64
 _LARGE_PAGES = 512
 """Pages of 4 KiB in one of 2 MiB."""
 
-_SWAPPED_SLACK_BYTES = 2 << 20
+_VMM_SLACK_BYTES = 2 << 20
 """What the VMM itself may touch in the guest's cgroup after it was entered."""
 
 
@@ -144,44 +144,44 @@ class Evidence:
 
     # Claims about reclaim.
 
-    def swapped_out(self, guest: ProbeGuest, residency: Residency) -> None:
-        """Every page is swapped out, and none lingers in the swap cache.
+    def swapped_out(self, guest: ProbeGuest, residency: Residency, hot: range = range(0)) -> None:
+        """Every page but the ``hot`` ones is swapped out, and none lingers in the swap cache.
 
         A swap entry alone proves nothing: reclaim unmaps first and looks at the references
         later, so a pinned page shows as swapped while it stays in memory.
         """
-        total = guest.pages
-        swapped = int(residency.swapped.sum())
-        lingering = np.flatnonzero(residency.swapped & residency.resident)
+        cold = np.ones(guest.pages, np.bool_)
+        cold[hot.start : hot.stop] = False
+        total = int(cold.sum())
+        unswapped = np.flatnonzero(cold & ~residency.swapped)
+        lingering = np.flatnonzero(cold & residency.swapped & residency.resident)
         wrong = []
-        if swapped != total:
-            wrong.append(f"only {swapped} of {total} pages have a swap entry")
+        if len(unswapped):
+            wrong.append(f"only {total - len(unswapped)} of {total} pages have a swap entry")
         if len(lingering):
             named = ", ".join(str(page) for page in lingering[:_SHOWN])
             wrong.append(f"{len(lingering)} pages have a swap entry and stay in memory: {named}")
-        unswapped = np.flatnonzero(~residency.swapped)
-        first = next((int(x[0]) for x in (unswapped, lingering) if len(x)), None)
-        expected = f"all {total} pages swapped out and none of them in memory"
-        self._judge("reclaim", expected, wrong, page=first, agreed=f"{swapped} swapped out")
-        self._memory_controller_agrees(guest)
+        first = next((int(pages[0]) for pages in (unswapped, lingering) if len(pages)), None)
+        expected = f"all {total} cold pages swapped out and none of them in memory"
+        self._judge("reclaim", expected, wrong, page=first, agreed=f"{total} swapped out")
+        self._memory_controller_agrees(guest, total, len(hot))
 
-    def _memory_controller_agrees(self, guest: ProbeGuest) -> None:
+    def _memory_controller_agrees(self, guest: ProbeGuest, swapped: int, hot: int) -> None:
         """The memory controller counts the same; its statistics are batched, so they may lag."""
-        most = _SWAPPED_SLACK_BYTES
+        most = _VMM_SLACK_BYTES + hot * PAGE_BYTES
+        least = swapped * PAGE_BYTES
 
         def wrong() -> tuple[str, ...]:
             counts = guest.memory_statistics()
             over = {name: counts.get(name, 0) for name in ("anon", "swapcached")}
             texts = [f"{name} {value}" for name, value in over.items() if value > most]
-            if counts["memory.swap.current"] < guest.pages * PAGE_BYTES:
+            if counts["memory.swap.current"] < least:
                 texts.append(f"memory.swap.current {counts['memory.swap.current']}")
             return tuple(texts)
 
         left = settled(wrong, self._patience())
-        expected = (
-            f"anon and swapcached at most {most} and swap at least {guest.pages * PAGE_BYTES} bytes"
-        )
-        self._judge("memory controller", expected, list(left))
+        expected = f"anon and swapcached at most {most} and swap at least {least} bytes"
+        self._judge("memory controller", expected, left)
 
     def memory_given_back(self, guest: ProbeGuest) -> None:
         """The cgroup of a dead guest is charged for no memory, swap or page table any more."""

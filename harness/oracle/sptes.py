@@ -79,10 +79,11 @@ def read_sptes(program: drgn.Program, pid: int, vm_fd: int, gpa: int, pages: int
     kvm = _vm(program, pid, vm_fd)
     tables: list[tuple[Words, Words, int]] = []
     try:
-        for root in list_for_each_entry(
-            "struct kvm_mmu_page", kvm.arch.tdp_mmu_roots.address_of_(), "link"
-        ):
-            _walk(program, _spt(program, root), int(root.role.level), 0, tables)
+        roots = kvm.arch.tdp_mmu_roots
+        # A VM that does not use the TDP MMU never initializes the list.
+        if roots.next:
+            for root in list_for_each_entry("struct kvm_mmu_page", roots.address_of_(), "link"):
+                _walk(program, _spt(program, root), int(root.role.level), 0, tables)
         for shadow in list_for_each_entry(
             "struct kvm_mmu_page", kvm.arch.active_mmu_pages.address_of_(), "link"
         ):
