@@ -26,6 +26,8 @@ def settled(
     """
     lasting: set[Hashable] | None = None
     looks = 0
+    pauses = deadline.ticks()
+    next(pauses)  # the first comes at once
     while True:
         found = look()
         keys = {key(finding) for finding in found}
@@ -35,4 +37,4 @@ def settled(
             return ()
         if deadline.expired and looks >= _LEAST_LOOKS:
             return tuple(finding for finding in found if key(finding) in lasting)
-        next(deadline.ticks(), None)
+        next(pauses, None)
