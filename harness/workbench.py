@@ -38,13 +38,6 @@ from harness.store import Store
 END_MARK = "mmu-harness: end"
 _END_SECONDS = 20.0
 
-_SYSCTL = (
-    # Without swap readahead only pages that are wanted come back. With it, a fault of the VMM on
-    # a page of its own brings neighbouring pages of the guest into the swap cache, where they
-    # look as if something held them.
-    ("vm.page-cluster", "0"),
-)
-
 DEFAULT_KERNEL = "deb:linux-source-6.12"
 DEFAULT_MODES = (Mmu.TDP, Mmu.SHADOW)
 
@@ -111,7 +104,6 @@ def host_spec(parts: Parts, mode: Mmu) -> HostSpec:
         initrd=parts.initrd,
         modules=parts.modules,
         mmu=mode,
-        sysctl=_SYSCTL,
         parameters=(parts.control.parameter,) if parts.control else (),
     )
 

@@ -7,74 +7,22 @@ is a first page with a number of pages; by default all of them.
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import dataclasses
 import signal
-import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
-import numpy as np
-import numpy.typing as npt
-
 from harness.deadline import Deadline
 from harness.errors import ProbeError, Violation
+from harness.guest.observation import Residency, Visit
 from harness.guest.session import GuestLost, Session
 from harness.probe import layout
 
-_PRESENT = np.uint64(1 << 63)
-_SWAPPED = np.uint64(1 << 62)
 _VISIT_SECONDS = 30.0
 """How long a vcpu may take for one pass over 64 MiB on a fast machine."""
 
 _REFERENCE_PAGES = 16384
-
-
-@dataclasses.dataclass(frozen=True)
-class Visit:
-    """How an operation of a vcpu ended.
-
-    ``end`` is ``done``, ``refused`` (the primary MMU did not let the vcpu touch page
-    ``current``), ``crashed`` or ``kicked``. ``bad`` counts the words that were not as expected;
-    the first of them is word ``bad_word`` of page ``bad_page``.
-    """
-
-    end: str
-    how: str
-    current: int
-    done: int
-    rounds: int
-    refusals: int
-    bad: int
-    bad_page: int
-    bad_word: int
-    bad_expected: int
-    bad_seen: int
-    words: tuple[int, ...] = ()
-
-    @property
-    def refused(self) -> bool:
-        """Whether the vcpu was refused an access."""
-        return self.end == "refused"
-
-
-@dataclasses.dataclass(frozen=True)
-class Residency:
-    """Where the primary MMU says each page is; boolean arrays, one element a page.
-
-    ``present`` and ``swapped`` are the pte's word (pagemap); ``resident`` is mincore's, which
-    counts a page in the swap cache as resident even though its pte is a swap entry.
-    """
-
-    present: npt.NDArray[np.bool_]
-    swapped: npt.NDArray[np.bool_]
-    resident: npt.NDArray[np.bool_]
-
-    def outside(self, hot: range) -> int:
-        """How many pages besides ``hot`` take up memory, mapped or not."""
-        in_memory = self.present | self.resident
-        return int(in_memory.sum()) - int(in_memory[hot.start : hot.stop].sum())
 
 
 class GuestFactory(Protocol):
@@ -290,20 +238,21 @@ class ProbeGuest:
         be isolated, so they are drained each time: reclaim itself puts pages there, when their
         writeback has ended.
         """
-        residency = self.residency()
         deadline = Deadline.after(60.0 * self.pace, "Reclaim")
-        left, moved = residency.outside(hot), deadline.remaining
-        for _ in deadline.ticks():
-            self.session.ask("drain_lru")
-            self.session.ask("reclaim", cgroup=self.cgroup, size=left * layout.PAGE_BYTES)
+        # With readahead, a fault of the VMM on a page of its own brings neighbouring pages of the
+        # guest into the swap cache, where they look as if something held them.
+        with self.session.setting("/proc/sys/vm/page-cluster", "0"):
             residency = self.residency()
-            before, left = left, residency.outside(hot)
-            if left == 0:
-                break
-            if left < before:
-                moved = deadline.remaining
-            elif moved - deadline.remaining > 3.0 * self.pace:
-                break
+            left, moved = residency.outside(hot), deadline.remaining
+            for _ in deadline.ticks():
+                self.session.ask("drain_lru")
+                self.session.ask("reclaim", cgroup=self.cgroup, size=left * layout.PAGE_BYTES)
+                residency = self.residency()
+                before, left = left, residency.outside(hot)
+                if left < before:
+                    moved = deadline.remaining
+                if left == 0 or moved - deadline.remaining > 3.0 * self.pace:
+                    break
         return residency
 
     def kill(self, signum: int) -> int:
@@ -314,12 +263,8 @@ class ProbeGuest:
 
     def residency(self) -> Residency:
         """Where each page is."""
-        entries = np.frombuffer(unpack(self._on_range("pagemap", 0, None)), np.uint64)
-        core = np.frombuffer(unpack(self._on_range("mincore", 0, None)), np.uint8)
-        return Residency(
-            present=(entries & _PRESENT) != 0,
-            swapped=(entries & _SWAPPED) != 0,
-            resident=(core & 1) != 0,
+        return Residency.unpacked(
+            self._on_range("pagemap", 0, None), self._on_range("mincore", 0, None)
         )
 
     def statistics(self) -> dict[str, dict[str, int]]:
@@ -409,11 +354,6 @@ class ProbeGuest:
             f"the VMM to live through {during}",
             f"it was killed by signal {signum}, as when the kernel cannot give a page back",
         )
-
-
-def unpack(text: str) -> bytes:
-    """The bytes that the probe packed."""
-    return zlib.decompress(base64.b64decode(text))
 
 
 @contextlib.contextmanager

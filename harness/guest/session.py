@@ -72,6 +72,17 @@ class Session:
         """The text of a file of the host."""
         return str(self.ask("read", path=path))
 
+    @contextlib.contextmanager
+    def setting(self, path: str, value: str) -> Iterator[None]:
+        """A control file of the host says ``value`` while the context is open.
+
+        It is not put back after an error, because then the host is thrown away.
+        """
+        before = self.read(path)
+        self.ask("write", path=path, text=value)
+        yield
+        self.ask("write", path=path, text=before)
+
     def _ask_guest(self, name: str, op: str, arguments: dict[str, Any], seconds: float) -> Any:
         request = {"guest": name, "within": seconds, "op": op, **arguments}
         reply = self._exchange(request, seconds + self.patience)

@@ -17,7 +17,8 @@ import numpy as np
 
 from harness.deadline import Deadline
 from harness.errors import OracleUnavailable, Violation
-from harness.guest.probe import ProbeGuest, Residency, Visit
+from harness.guest.observation import Residency, Visit
+from harness.guest.probe import ProbeGuest
 from harness.machine.host import Host
 from harness.oracle import notifier
 from harness.oracle.pagetables import PrimaryMap, primary_map

@@ -12,7 +12,6 @@ from harness.oracle.evidence import Evidence
 
 SEED = 0x5EED
 CYCLES = 3
-PAGES = 16384
 
 
 def test_an_idle_guest_is_swapped_out_whole_and_back(
@@ -46,14 +45,14 @@ def test_what_a_guest_only_read_is_swapped_out_whole_and_back(
     evidence.sound(guest)
 
 
-@pytest.mark.parametrize("vcpus", [1, 2])
+@pytest.mark.parametrize(("vcpus", "pages"), [(1, 16384), (2, 4096)])
 def test_a_guest_is_swapped_around_hammering_vcpus(
-    probe_guest: GuestFactory, evidence: Evidence, vcpus: int
+    probe_guest: GuestFactory, evidence: Evidence, vcpus: int, pages: int
 ) -> None:
-    with probe_guest(PAGES, vcpus) as guest:
+    with probe_guest(pages, vcpus) as guest:
         evidence.content(guest.fill(SEED))
         for quarter in range(4):  # each page is hot once and cold three times
-            hot = range(quarter * PAGES // 4, (quarter + 1) * PAGES // 4)
+            hot = range(quarter * pages // 4, (quarter + 1) * pages // 4)
             with contextlib.ExitStack() as stack:
                 hammers = [
                     stack.enter_context(guest.hammering(vcpu, hot.start, len(hot)))

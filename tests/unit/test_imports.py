@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 MODULES = sorted((ROOT / "harness").rglob("*.py"))
 
 VOCABULARY = {"errors", "deadline", "command", "janitor", "progress", "store"}
-DOORS = {"cli", "plugin"}
+DOORS = {"__main__", "cli", "plugin"}
 
 ROOMS = {"kernel", "image", "machine", "guest", "oracle", "result"}
 

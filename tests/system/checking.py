@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Runs the product as its users do, and hands over what they get."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+COMMAND = Path(sys.executable).with_name("mmu-harness")
+SECONDS = 2400.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Checked:
+    """What a check left: its exit code, what it said, and its results if it wrote any."""
+
+    code: int
+    said: str
+    results: dict[str, Any]
+
+    def outcomes(self) -> set[str]:
+        return {test["outcome"] for test in self.results["tests"]}
+
+    def oracles(self, status: str) -> set[str]:
+        reports = [report for test in self.results["tests"] for report in test["oracles"]]
+        return {report["name"] for report in reports if report["status"] == status}
+
+
+def check(tmp_path: Path, *words: str, environment: Mapping[str, str] | None = None) -> Checked:
+    """``mmu-harness check WORDS``; nothing may be left in its temporary directory afterwards."""
+    results = tmp_path / "results"
+    temporary = tmp_path / "t"
+    temporary.mkdir(exist_ok=True)
+    done = subprocess.run(
+        [str(COMMAND), "check", f"--results={results}", *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=SECONDS,
+        env={**os.environ, "TMPDIR": str(temporary), **(environment or {})},
+    )
+    said = done.stdout + done.stderr
+    print(said)
+    assert list(temporary.iterdir()) == []
+    written = results / "latest" / "results.json"
+    return Checked(
+        done.returncode,
+        said,
+        json.loads(written.read_text()) if written.exists() else {},
+    )

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Bad input gets one clear sentence and the right exit code, and nothing is left half-written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from checking import check
+
+PATCH = """--- a/arch/x86/kvm/mmu/mmu.c
++++ b/arch/x86/kvm/mmu/mmu.c
+@@ -1,3 +1,3 @@
+ no such line
+-neither this
++something else
+ nor that
+"""
+
+
+def image(path: Path, content: bytes) -> str:
+    path.write_bytes(content)
+    return f"--kernel={path}"
+
+
+def test_there_is_no_such_kernel(tmp_path: Path) -> None:
+    checked = check(tmp_path, f"--kernel={tmp_path / 'none'}")
+    assert checked.code == 125
+    assert "no kernel image" in checked.said
+
+
+@pytest.mark.parametrize("content", [b"", b"MZ" * 700, bytes(4096)])
+def test_a_file_that_is_no_kernel(tmp_path: Path, content: bytes) -> None:
+    checked = check(tmp_path, image(tmp_path / "an image, -x", content))
+    assert checked.code == 125
+    assert "an image, -x" in checked.said
+
+
+def test_a_directory_that_is_no_source(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    checked = check(tmp_path, f"--kernel={tmp_path / 'empty'}")
+    assert checked.code == 125
+    assert str(tmp_path / "empty") in checked.said
+
+
+def test_a_patch_that_does_not_apply_names_the_hunk(tmp_path: Path) -> None:
+    patch = tmp_path / "-a bad, patch"
+    patch.write_text(PATCH)
+    checked = check(tmp_path, f"--patch={patch}")
+    assert checked.code == 125
+    assert "arch/x86/kvm/mmu/mmu.c" in checked.said
+    assert "hunk" in checked.said.lower()
+
+
+def test_a_symbol_that_does_not_exist(tmp_path: Path) -> None:
+    fragment = tmp_path / "my.config"
+    fragment.write_text("# why not\nCONFIG_NO_SUCH_SYMBOL=y\n")
+    checked = check(tmp_path, f"--config={fragment}")
+    assert checked.code == 125
+    assert "NO_SUCH_SYMBOL" in checked.said
+    assert "my.config" in checked.said
+
+
+@pytest.mark.parametrize(
+    ("option", "valid"),
+    [("--mmu=ept", "shadow"), ("--accel=hvf", "tcg"), ("--control=none", "sptes-survive-unmap")],
+)
+def test_an_unknown_name_lists_the_known_ones(tmp_path: Path, option: str, valid: str) -> None:
+    checked = check(tmp_path, option)
+    assert checked.code == 201
+    assert valid in checked.said
+
+
+def test_a_selection_that_matches_nothing(tmp_path: Path) -> None:
+    assert check(tmp_path, "-kno_such_test").code == 201
+
+
+def test_kvm_is_asked_for_where_there_is_none(tmp_path: Path) -> None:
+    from harness.machine.accelerator import nested_kvm
+
+    possible, _ = nested_kvm()
+    if possible:
+        pytest.skip("this machine has nested KVM")
+    assert check(tmp_path, "--accel=kvm").code == 202
+
+
+def test_qemu_is_missing(tmp_path: Path) -> None:
+    bare = tmp_path / "bin"
+    bare.mkdir()
+    checked = check(tmp_path, "-kmiddle", environment={"PATH": str(bare)})
+    assert checked.code == 202
+    assert "install the Debian package" in checked.said
+
+
+def test_the_cache_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file, where a directory should be")
+    checked = check(tmp_path, environment={"XDG_CACHE_HOME": str(tmp_path / "cache")})
+    assert checked.code == 200
+    assert str(tmp_path / "cache") in checked.said
