@@ -92,7 +92,7 @@ class Evidence:
         last = guest.pages if pages is None else first + pages
         return tuple(int(pfn) for pfn in primary.pfn[first:last][primary.present[first:last]])
 
-    def frames_returned(self, frames: Sequence[int]) -> None:
+    def frames_returned(self, guest: ProbeGuest, frames: Sequence[int]) -> None:
         """None of the frames that lost their mapping is held: each is free or in use anew.
 
         A frame that something still references, but nothing maps or caches, was leaked.
@@ -102,6 +102,8 @@ class Evidence:
         program = self._host.debugger()
 
         def orphans() -> tuple[str, ...]:
+            # A page that was unmapped while in a CPU's LRU batch is freed when that is drained.
+            guest.session.ask("drain_lru")
             with self._host.paused():
                 states = page_states(program, np.array(frames, np.uint64))
             # Anonymous pages carry their mark until they are freed; a new owner rewrites it.

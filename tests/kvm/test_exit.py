@@ -17,7 +17,7 @@ def test_a_killed_vmm_gives_all_memory_back(guest: ProbeGuest, evidence: Evidenc
     frames = evidence.frames(guest)
     guest.kill(signal.SIGKILL)
     evidence.memory_given_back(guest)
-    evidence.frames_returned(frames)
+    evidence.frames_returned(guest, frames)
 
 
 def test_a_vmm_killed_while_its_guest_runs_gives_all_memory_back(
@@ -28,7 +28,7 @@ def test_a_vmm_killed_while_its_guest_runs_gives_all_memory_back(
     guest.hammer_unattended().await_visits(1)
     guest.kill(signal.SIGKILL)
     evidence.memory_given_back(guest)
-    evidence.frames_returned(frames)
+    evidence.frames_returned(guest, frames)
 
 
 def test_a_vmm_killed_with_half_its_memory_swapped_gives_it_back(
@@ -41,4 +41,4 @@ def test_a_vmm_killed_with_half_its_memory_swapped_gives_it_back(
     frames = evidence.frames(guest)
     guest.kill(signal.SIGKILL)
     evidence.memory_given_back(guest)
-    evidence.frames_returned(frames)
+    evidence.frames_returned(guest, frames)

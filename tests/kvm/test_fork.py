@@ -17,6 +17,7 @@ def test_the_guest_sees_what_the_parent_writes_after_fork(
 ) -> None:
     evidence.content(guest.fill(SEED))
     guest.write(OLD, 0, guest.pages, word=WORD)
+    frames = evidence.frames(guest)
     evidence.sound(guest)
     with evidence.told(guest), guest.forked() as child:
         evidence.no_stale_translations(guest)
@@ -27,6 +28,7 @@ def test_the_guest_sees_what_the_parent_writes_after_fork(
         kept = child.read(0, guest.pages, word=WORD)
         evidence.equal("the child to keep the old content", [OLD] * guest.pages, kept)
         evidence.sound(guest)
+    evidence.frames_returned(guest, frames)
     evidence.content(guest.check(SEED))
     evidence.sound(guest)
 
@@ -36,6 +38,7 @@ def test_the_guest_does_not_see_what_the_child_writes_after_fork(
 ) -> None:
     evidence.content(guest.fill(SEED))
     guest.write(OLD, 0, guest.pages, word=WORD)
+    frames = evidence.frames(guest)
     with guest.forked() as child:
         child.write(NEW, 0, guest.pages, word=WORD)
         seen = guest.read(0, guest.pages, word=WORD).words
@@ -43,6 +46,7 @@ def test_the_guest_does_not_see_what_the_child_writes_after_fork(
         evidence.sound(guest)
         kept = child.read(0, guest.pages, word=WORD)
         evidence.equal("the child to see its own write", [NEW] * guest.pages, kept)
+    evidence.frames_returned(guest, frames)
     evidence.content(guest.check(SEED))
     evidence.sound(guest)
 
@@ -52,6 +56,7 @@ def test_the_child_does_not_see_what_the_guest_writes_after_fork(
 ) -> None:
     evidence.content(guest.fill(SEED))
     guest.write(OLD, 0, guest.pages, word=WORD)
+    frames = evidence.frames(guest)
     with guest.forked() as child:
         evidence.no_stale_translations(guest)
         guest.write(NEW, 0, guest.pages, word=WORD)
@@ -60,6 +65,7 @@ def test_the_child_does_not_see_what_the_guest_writes_after_fork(
         evidence.equal("the child to keep the old content", [OLD] * guest.pages, kept)
         seen = guest.host_read(0, guest.pages, word=WORD)
         evidence.equal("the VMM to see the guest's write", [NEW] * guest.pages, seen)
+    evidence.frames_returned(guest, frames)
     evidence.content(guest.check(SEED))
     evidence.sound(guest)
 

@@ -26,7 +26,7 @@ def test_unmapped_memory_is_out_of_reach(guest: ProbeGuest, evidence: Evidence, 
         guest.munmap(first, pages)
     evidence.no_stale_translations(guest)
     evidence.sptes_dropped(guest, mapped, first, pages)
-    evidence.frames_returned(frames)
+    evidence.frames_returned(guest, frames)
     for page in {first, first + pages - 1}:
         evidence.refused("a read of unmapped memory", guest.read(page), page)
         evidence.refused("a write to unmapped memory", guest.write(NEW, page), page)
@@ -50,7 +50,7 @@ def test_discarded_memory_reads_as_zero(guest: ProbeGuest, evidence: Evidence, w
         guest.madvise("dontneed", first, pages)
     evidence.no_stale_translations(guest)
     evidence.sptes_dropped(guest, mapped, first, pages)
-    evidence.frames_returned(frames)
+    evidence.frames_returned(guest, frames)
     seen = guest.read(first, pages, word=WORD).words
     evidence.equal("discarded memory to be zero", [0] * pages, seen, first)
     # A read of discarded memory maps the zero page; only a later write may give it a page.

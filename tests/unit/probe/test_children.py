@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -28,6 +29,22 @@ def ours() -> Iterator[vmm.Vmm]:
     yield ours
     for name in reversed(list(ours._children)):
         ours.end_child(name)
+
+
+@contextlib.contextmanager
+def at_most(seconds: int) -> Iterator[None]:
+    """Raise TimeoutError out of whatever waits for too long."""
+
+    def stop(*_: object) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def ask(ours: vmm.Vmm, op: str, **arguments: Any) -> dict[str, Any]:
@@ -76,13 +93,9 @@ def test_a_child_that_ends_has_its_status(ours: vmm.Vmm) -> None:
 def test_children_end_in_any_order(ours: vmm.Vmm, order: str) -> None:
     for name in ("a", "b", "c"):
         ask(ours, "fork", name=name)
-    # Instead of waiting for ever for one that a sibling keeps alive:
-    signal.alarm(20)
-    try:
+    with at_most(20):
         for name in order:
             assert ask(ours, "end_child", name=name) == {"ok": 0}
-    finally:
-        signal.alarm(0)
 
 
 def test_errors_are_data(ours: vmm.Vmm) -> None:
