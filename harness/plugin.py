@@ -31,6 +31,7 @@ from harness.machine.host import Host
 from harness.oracle.evidence import Evidence
 from harness.progress import Progress, Silent
 from harness.result.outcome import Outcome, Request, TestOutcome
+from harness.result.summary import scenario
 from harness.result.verdict import exit_code
 from harness.run import Run
 from harness.store import Store
@@ -147,7 +148,7 @@ class SuitePlugin:
             return (yield)
         with (
             contextlib.suppress(_NotPassed),
-            self._run.progress.phase(f"{_mode_of(item)}  {_scenario(item)}"),
+            self._run.progress.phase(f"{_mode_of(item)}  {scenario(_request(item))}"),
         ):
             result = yield
             if _Judged.of(item).outcome not in (Outcome.PASS, Outcome.SKIP):
@@ -330,10 +331,6 @@ def _request(item: pytest.Item) -> Request:
     callspec = getattr(item, "callspec", None)
     backing = callspec.params.get("backing", _BACKING) if callspec is not None else _BACKING
     return Request(id=item.nodeid, mmu=str(_mode_of(item)), backing=str(backing))
-
-
-def _scenario(item: pytest.Item) -> str:
-    return item.name.removeprefix("test_").replace("_", " ")
 
 
 def _repeat(wish: Wish, item: pytest.Item | None) -> tuple[str, ...]:

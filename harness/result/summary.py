@@ -8,7 +8,7 @@ import re
 import shlex
 from collections.abc import Sequence
 
-from harness.result.outcome import OracleStatus, Outcome, TestOutcome
+from harness.result.outcome import OracleStatus, Outcome, Request, TestOutcome
 from harness.result.record import RunRecord
 from harness.result.text import one_line
 
@@ -64,7 +64,7 @@ def table(record: RunRecord) -> Table:
     return Table(modes, tuple(rows))
 
 
-def scenario(outcome: TestOutcome) -> str:
+def scenario(outcome: Request | TestOutcome) -> str:
     """The name of a test for people: its file and function as words, without the MMU mode.
 
     ``tests/kvm/test_fork.py::test_child_writes[tdp-anon]`` is ``fork: child writes [anon]``.
