@@ -18,7 +18,7 @@ from harness.kernel.reference import DebianSource, KernelReference, SourceTree
 _CONTROLS = Path(harness.__file__).resolve().parent.parent / "patches" / "controls"
 _NAME = re.compile(r'^\+\s*\[MMU_CONTROL_\w+\] = "([a-z0-9-]+)",$', re.MULTILINE)
 _RANGE = re.compile(r"^# kernels: \[(\d+)\.(\d+), (\d+)\.(\d+)\)$", re.MULTILINE)
-_MAKEFILE = re.compile(r"^(VERSION|PATCHLEVEL) = (\d+)$", re.MULTILINE)
+_MAKEFILE = re.compile(r"^(VERSION|PATCHLEVEL)\s*=\s*(\d+)\s*$", re.MULTILINE)
 
 Version = tuple[int, int]
 
