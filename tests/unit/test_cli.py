@@ -1,0 +1,398 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The command line: what it passes on, and the exit code for whatever goes wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from harness import __version__, cli, plugin
+from harness.errors import (
+    BuildError,
+    CommandError,
+    ExitCode,
+    HarnessError,
+    HostLostError,
+    MachineUnfitError,
+    OracleUnavailable,
+    UsageError,
+    Violation,
+)
+from harness.machine import mmu
+from harness.workbench import Wish
+
+SECONDS = 60
+
+Command = Callable[..., int]
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch) -> Iterator[Command]:
+    """Runs the command line in this process and returns its exit code."""
+    signals = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+    before = {signum: signal.getsignal(signum) for signum in signals}
+
+    def run(*words: str) -> int:
+        monkeypatch.setattr("sys.argv", ["mmu-harness", *words])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        assert type(caught.value.code) is int, "an enum would be printed instead"
+        return caught.value.code
+
+    yield run
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
+
+
+@pytest.fixture
+def checked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str | None, list[str], list[str]]]:
+    """What check() was called with."""
+    calls: list[tuple[str | None, list[str], list[str]]] = []
+
+    def check(expression: str | None, tests: Sequence[str], options: Sequence[str]) -> int:
+        calls.append((expression, list(tests), list(options)))
+        return ExitCode.UNTESTABLE
+
+    monkeypatch.setattr(plugin, "check", check)
+    return calls
+
+
+# Usage.
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["frobnicate"], "No such command 'frobnicate'"),
+        (["--frobnicate"], "No such option"),
+        (["check", "--frobnicate"], "No such option"),
+        (["check", "--kernel"], "requires an argument"),
+        (["build", "--jobs", "many"], "'many' is not a valid integer"),
+        (["build", "--jobs", "0"], "0 is not in the range"),
+        (["build", "unexpected"], "unexpected extra argument"),
+        (["doctor", "unexpected"], "unexpected extra argument"),
+        (["boot", "--mmu", "ept"], "choose one of tdp, tdp-legacy, shadow"),
+        (["boot", "--accel", "hvf"], "choose one of auto, kvm, tcg"),
+        (["build", "--kernel", "deb:nothing"], "deb:linux-source-V"),
+        (["build", "--control", "nope"], "There is no control 'nope'; choose one of"),
+    ],
+)
+def test_bad_usage_is_201_and_says_what_is_wrong(
+    command: Command,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert command(*words) == 201
+    captured = capsys.readouterr()
+    assert said in captured.err
+    assert "Traceback" not in captured.err
+    assert captured.out == ""
+
+
+def test_nothing_at_all_is_bad_usage_that_lists_the_commands(
+    command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command() == 201
+    said = capsys.readouterr()
+    assert all(name in said.err + said.out for name in ("check", "build", "boot", "doctor"))
+
+
+@pytest.mark.parametrize("words", [["--help"], ["-h"], ["check", "--help"], ["boot", "-h"]])
+def test_help_is_no_error(
+    command: Command, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    assert command(*words) == 0
+    assert "Usage: " in capsys.readouterr().out
+
+
+def test_the_help_tells_the_exit_codes(
+    command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command("--help")
+    said = capsys.readouterr().out
+    assert all(str(int(code)) in said for code in ExitCode)
+
+
+def test_the_version_is_told(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("--version") == 0
+    assert __version__ in capsys.readouterr().out
+
+
+# Errors.
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (UsageError("No."), 201),
+        (MachineUnfitError("No."), 202),
+        (BuildError("No."), 125),
+        (HostLostError("No."), 200),
+        (CommandError(["make"], 2, "No."), 200),
+        (OracleUnavailable("No."), 125),
+        (Violation("references", "1", "2"), 1),
+        (OSError(errno.ENOSPC, "No space left on device"), 200),
+        (MemoryError("No."), 200),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_each_error_has_its_code_and_is_told_in_a_line(
+    command: Command,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    code: int,
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(plugin, "check", fail)
+    assert command("check") == code
+    said = capsys.readouterr().err
+    assert said.lstrip().startswith("mmu-harness: ")
+    assert "Traceback" not in said
+    assert "bug" not in said
+
+
+@pytest.mark.parametrize(
+    "error", [ZeroDivisionError("division by zero"), OSError(errno.ENOENT, "x"), KeyError("x")]
+)
+def test_what_nobody_expected_is_a_bug_and_shows_where(
+    command: Command,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(plugin, "check", fail)
+    assert command("check") == 203
+    said = capsys.readouterr().err
+    assert "Traceback" in said
+    assert type(error).__name__ in said
+    assert "This is a bug in the harness" in said
+
+
+def test_a_bug_that_knows_itself_is_a_bug(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise HarnessError("An invariant does not hold.")
+
+    monkeypatch.setattr(plugin, "check", fail)
+    assert command("check") == 203
+
+
+# What check passes on.
+
+
+def test_the_verdict_of_a_check_is_the_exit_code(
+    command: Command, checked: list[tuple[str | None, list[str], list[str]]]
+) -> None:
+    assert command("check") == 125
+    ((expression, tests, options),) = checked
+    assert (expression, tests) == (None, [])
+    assert "--kernel=deb:linux-source-6.12" in options
+    assert "--accel=auto" in options
+    assert "--results=results" in options
+    assert not [option for option in options if option.startswith(("--jobs", "--control", "--mmu"))]
+
+
+def test_every_option_reaches_the_plugin_under_its_name(
+    command: Command, checked: list[tuple[str | None, list[str], list[str]]]
+) -> None:
+    command(
+        *("check", "--kernel", "linux/", "--patch", "a.patch", "--patch", "b.patch"),
+        *("--config", "x.config", "--jobs", "3", "--mmu", "tdp", "--mmu", "shadow"),
+        *("--accel", "tcg", "--control", "sptes", "--results", "out", "-k", "fork and not child"),
+        *("tests/kvm/test_fork.py", "tests/kvm/test_unmap.py::test_x[tdp]"),
+    )
+    ((expression, tests, options),) = checked
+    assert expression == "fork and not child"
+    assert tests == ["tests/kvm/test_fork.py", "tests/kvm/test_unmap.py::test_x[tdp]"]
+    assert sorted(options) == sorted(
+        [
+            "--kernel=linux/", "--patch=a.patch", "--patch=b.patch", "--config=x.config",
+            "--jobs=3", "--mmu=tdp", "--mmu=shadow", "--accel=tcg", "--control=sptes",
+            "--results=out",
+        ]
+    )  # fmt: skip
+    assert [each for each in options if each.startswith("--patch")] == [
+        "--patch=a.patch",
+        "--patch=b.patch",
+    ], "patches apply in the order given"
+
+
+def test_every_option_is_one_that_the_plugin_knows(
+    checked: list[tuple[str | None, list[str], list[str]]], command: Command
+) -> None:
+    known: list[str] = []
+    group = SimpleNamespace(addoption=lambda name, **_: known.append(name))
+    parser = SimpleNamespace(getgroup=lambda *_: group)
+    plugin.pytest_addoption(parser)  # type: ignore[arg-type]
+    command("check", *(word for name in known for word in (name, "1")))
+    ((_, _, options),) = checked
+    assert {option.partition("=")[0] for option in options} == set(known)
+
+
+@pytest.mark.parametrize("value", ["-x", "--kernel", "--results=elsewhere", "-k", "a=b", "", " "])
+def test_a_value_may_look_like_an_option(
+    command: Command, checked: list[tuple[str | None, list[str], list[str]]], value: str
+) -> None:
+    command("check", f"--kernel={value}", f"--patch={value}", "-k", value)
+    ((expression, _, options),) = checked
+    assert f"--kernel={value}" in options
+    assert f"--patch={value}" in options
+    assert expression == value
+
+
+def test_a_test_may_look_like_an_option(
+    command: Command, checked: list[tuple[str | None, list[str], list[str]]]
+) -> None:
+    command("check", "--", "-x.py")
+    assert checked[0][1] == ["-x.py"]
+
+
+# Building and booting.
+
+
+@pytest.fixture
+def wishes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Wish]:
+    """What was wished for; nothing is made of it."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    wished: list[Wish] = []
+
+    def make_kernel(wish: Wish, *_: object) -> tuple[Any, None]:
+        wished.append(wish)
+        return SimpleNamespace(entry=Path("/store/kernel/1"), image=Path("/boot/vmlinuz")), None
+
+    def make_parts(wish: Wish, *_: object) -> Any:
+        wished.append(wish)
+        return SimpleNamespace(kernel="kernel", probe="probe")
+
+    monkeypatch.setattr(cli, "make_kernel", make_kernel)
+    monkeypatch.setattr(cli, "make_parts", make_parts)
+    return wished
+
+
+def test_a_build_prints_where_the_kernel_is_and_nothing_else(
+    command: Command, wishes: list[Wish], capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--kernel", "linux", "--patch", "a", "--config", "b", "--jobs", "2", "--control", "c")
+    assert command("build", *words) == 0
+    assert capfd.readouterr().out == "/store/kernel/1\n"
+    assert wishes == [Wish("linux", (Path("a"),), (Path("b"),), control="c", jobs=2)]
+
+
+def test_a_prebuilt_kernel_is_where_it_was(
+    command: Command,
+    wishes: list[Wish],
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    prebuilt = SimpleNamespace(entry=None, image=Path("/boot/vmlinuz"))
+    monkeypatch.setattr(cli, "make_kernel", lambda *_: (prebuilt, None))
+    assert command("build") == 0
+    assert capfd.readouterr().out == "/boot/vmlinuz\n"
+
+
+@pytest.mark.parametrize("guest", [False, True])
+def test_a_booted_host_gets_a_shell_and_its_status_is_ours(
+    command: Command, wishes: list[Wish], monkeypatch: pytest.MonkeyPatch, *, guest: bool
+) -> None:
+    happened: list[str] = []
+
+    @contextlib.contextmanager
+    def opened(what: str, value: object, *_: object) -> Iterator[object]:
+        happened.append(what)
+        yield value
+        happened.append(f"end of {what}")
+
+    filled = SimpleNamespace(
+        fill=lambda seed: happened.append("fill"), pid=1, pages=2, hva=3, cgroup="c"
+    )
+    monkeypatch.setattr(cli, "host_spec", lambda parts, mode: f"spec of {mode}")
+    monkeypatch.setattr(cli, "boot_host", lambda spec, *_: opened(spec, "host"))
+    monkeypatch.setattr(cli, "session", lambda host, probe: opened("session", host))
+    monkeypatch.setattr(cli, "probe_guest", lambda agent: opened("guest", filled))
+
+    def interact(host: object) -> int:
+        happened.append(f"shell on {host}")
+        return 7
+
+    monkeypatch.setattr(cli, "interact", interact)
+    assert command("boot", "--mmu", "shadow", *(["--guest"] if guest else [])) == 7
+    assert wishes[0].modes == (mmu.Mmu.SHADOW,)
+    inner = ["session", "guest", "fill"] if guest else []
+    outer = ["end of guest", "end of session"] if guest else []
+    assert happened == [
+        "spec of shadow", *inner, "shell on host", *outer, "end of spec of shadow",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 143)])
+def test_a_signal_ends_a_build_in_good_order(
+    command: Command,
+    wishes: list[Wish],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    signum: signal.Signals,
+    code: int,
+) -> None:
+    directories: list[Path] = []
+
+    def make_kernel(wish: Wish, store: Any, progress: object) -> None:
+        directories.append(store.root)
+        os.kill(os.getpid(), signum)
+
+    monkeypatch.setattr(cli, "make_kernel", make_kernel)
+    assert command("build") == code
+    assert f"Interrupted by {signum.name}" in capsys.readouterr().err
+    assert directories
+
+
+# The real thing, as a process of its own.
+
+
+def process(*words: str, directory: Path) -> subprocess.CompletedProcess[str]:
+    code = "from harness.cli import main; main()"
+    return subprocess.run(
+        [sys.executable, "-c", code, *words],
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        cwd=directory,
+        env={**os.environ, "XDG_CACHE_HOME": str(directory)},
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--mmu", "ept"], "There is no MMU mode 'ept'; choose one of tdp, tdp-legacy, shadow."),
+        (["--accel=hvf"], "There is no accelerator 'hvf'; choose one of auto, kvm, tcg."),
+        (["no-such-test.py"], "no-such-test.py"),
+        (["-k", "and and"], "and and"),
+    ],
+)
+def test_a_check_with_bad_words_is_bad_usage(tmp_path: Path, words: list[str], said: str) -> None:
+    ended = process("check", *words, directory=tmp_path)
+    assert ended.returncode == 201, ended.stderr
+    assert said in ended.stderr
+    assert "Traceback" not in ended.stderr
