@@ -366,5 +366,10 @@ def probe_guest(session: Session, pages: int = 2048, vcpus: int = 1) -> Iterator
             said = answer.get("died", answer)
             raise ProbeError(f"The host could not start a probe guest: {said}.")
         yield ProbeGuest(session, name, answer["ok"], answer["cgroup"])
-    finally:
-        session.ask("close", name=name)
+    except BaseException:
+        # What failed matters more than whether the guest can still be ended: one that hangs in
+        # the kernel cannot, and that is the kernel's failure.
+        with contextlib.suppress(Exception):
+            session.ask("close", name=name)
+        raise
+    session.ask("close", name=name)
