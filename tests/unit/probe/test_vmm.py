@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness.guest.probe import unpack
+from harness.guest.observation import unpack
 from harness.guest.zipapp import _compile_payload
 from harness.probe import layout, vmm
 from harness.probe.layout import OP_CHECK, OP_FILL, OP_HAMMER, OP_READ, OP_WRITE, pattern

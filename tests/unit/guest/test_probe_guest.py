@@ -1,0 +1,548 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""L0's handle of a guest on a fake agent: what becomes of refusals, crashes, stalls and deaths."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from fake_session import FakeClock, Request, session_with
+
+from harness.errors import DeadlineError, ProbeError, Violation
+from harness.guest import probe
+from harness.guest.observation import Visit, unpack
+from harness.guest.probe import ProbeGuest, probe_guest
+from harness.guest.session import GuestLost, Session
+from harness.probe import layout
+from harness.probe.memory import pack
+
+PAGES = 8
+FACTS = {"pid": 70, "vm_fd": 9, "hva": 0x7F0000000000, "gpa": 1 << 30, "pages": PAGES, "vcpus": 2}
+REPORT = {field: 0 for field, *_ in layout.Mailbox._fields_} | {"refusals": 0}
+PRESENT, SWAPPED = 1 << 63, 1 << 62
+
+
+class Scripted:
+    """An agent that answers each op with what was put there: a value, or a function of it."""
+
+    def __init__(self) -> None:
+        self.requests: list[Request] = []
+        self.answers: dict[str, Any] = {
+            "order": None,
+            "report": {**REPORT, "end": "done"},
+            "progress": {**REPORT},
+            "kick": None,
+            "stop": None,
+        }
+
+    def __call__(self, request: Request) -> Any:
+        self.requests.append(request)
+        answer = self.answers.get(request["op"])
+        if callable(answer):
+            answer = answer(request)
+        return answer if isinstance(answer, Raw) else {"ok": answer}
+
+    def of(self, op: str) -> list[Request]:
+        return [request for request in self.requests if request["op"] == op]
+
+    @property
+    def orders(self) -> list[dict[str, int]]:
+        return [request["orders"] for request in self.of("order")]
+
+
+class Raw(dict[str, Any]):
+    """An answer as it stands on the wire."""
+
+
+def died(status: int, said: str = "") -> Raw:
+    return Raw(died={"status": status, "said": said})
+
+
+@pytest.fixture
+def agent() -> Scripted:
+    return Scripted()
+
+
+@pytest.fixture
+def guest(agent: Scripted) -> ProbeGuest:
+    session, _ = session_with(agent)
+    return ProbeGuest(session, "guest1", FACTS, "/sys/fs/cgroup/mmu-guest1")
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
+    clock = FakeClock()
+    monkeypatch.setattr("harness.deadline.time", clock)
+    return clock
+
+
+# Operations.
+
+
+def test_an_operation_is_an_order_and_a_report(agent: Scripted, guest: ProbeGuest) -> None:
+    agent.answers["report"] = {**REPORT, "end": "done", "done": 3, "rounds": 1, "bad": 2}
+    visit = guest.check(seed=5, first=2, pages=3, step=32, vcpu=1)
+    assert (visit.end, visit.done, visit.rounds, visit.bad) == ("done", 3, 1, 2)
+    assert not visit.refused
+    (request,) = agent.of("order")
+    assert (request["guest"], request["vcpu"]) == ("guest1", 1)
+    assert request["orders"] == {
+        "op": layout.OP_CHECK, "first": 2, "pages": 3, "seed": 5, "step": 32,
+    }  # fmt: skip
+    assert agent.of("report")[0]["vcpu"] == 1
+
+
+def test_each_operation_has_its_number_and_its_words(agent: Scripted, guest: ProbeGuest) -> None:
+    agent.answers["list"] = [1, 2]
+    guest.fill(seed=9)
+    guest.write(7, first=1, pages=2, word=3)
+    assert guest.read(first=1, pages=2, word=3).words == (1, 2)
+    fill, write, read = agent.orders
+    assert fill == {"op": layout.OP_FILL, "first": 0, "pages": PAGES, "seed": 9, "step": 64}
+    assert write == {"op": layout.OP_WRITE, "first": 1, "pages": 2, "word": 3, "seed": 7}
+    assert read == {"op": layout.OP_READ, "first": 1, "pages": 2, "word": 3}
+    assert agent.of("list")[0]["count"] == 2
+
+
+def test_an_order_without_a_range_is_for_all_that_follows(
+    agent: Scripted, guest: ProbeGuest
+) -> None:
+    guest.check(seed=1, first=3)
+    assert (agent.orders[0]["first"], agent.orders[0]["pages"]) == (3, PAGES - 3)
+
+
+@pytest.mark.parametrize(
+    ("first", "pages"), [(-1, 1), (0, 0), (0, -1), (0, PAGES + 1), (PAGES, 1), (PAGES, None)]
+)
+def test_pages_out_of_range_are_the_tests_mistake(
+    agent: Scripted, guest: ProbeGuest, first: int, pages: int | None
+) -> None:
+    for act in (guest.fill, guest.check):
+        with pytest.raises(ProbeError, match=f"not within the guest's {PAGES}"):
+            act(1, first, pages)
+    with (
+        pytest.raises(ProbeError, match=f"not within the guest's {PAGES}"),
+        guest.hammering(0, first, pages),
+    ):
+        pytest.fail("it hammers")
+    assert not agent.requests, "nothing of it may reach the guest"
+
+
+def test_a_refused_access_is_a_result(agent: Scripted, guest: ProbeGuest) -> None:
+    agent.answers["report"] = {**REPORT, "end": "refused", "how": "EFAULT", "current": 4}
+    visit = guest.read(first=4)
+    assert visit.refused
+    assert (visit.how, visit.current, visit.words) == ("EFAULT", 4, ())
+    assert not agent.of("list"), "what stands in the list is from another time"
+
+
+def test_a_crash_of_the_guest_is_a_violation(agent: Scripted, guest: ProbeGuest) -> None:
+    agent.answers["report"] = {
+        **REPORT, "end": "crashed", "how": "KVM_EXIT_SHUTDOWN", "current": 6, "done": 2,
+    }  # fmt: skip
+    with pytest.raises(Violation, match=r"KVM_EXIT_SHUTDOWN.*after 2 page visits") as caught:
+        guest.fill(seed=1)
+    assert (caught.value.oracle, caught.value.page) == ("guest execution", 6)
+
+
+@pytest.mark.parametrize("leaves", [True, False])
+def test_a_vcpu_that_does_not_end_is_a_violation_and_is_kicked(
+    agent: Scripted, guest: ProbeGuest, *, leaves: bool
+) -> None:
+    reports = [None, {**REPORT, "end": "kicked"} if leaves else None]
+    agent.answers["report"] = lambda _: reports.pop(0)
+    agent.answers["progress"] = {**REPORT, "done": 12, "current": 5}
+    with pytest.raises(Violation) as caught:
+        guest.fill(seed=1)
+    assert (caught.value.oracle, caught.value.page) == ("progress", 5)
+    assert "12 page visits" in caught.value.seen
+    how = "it left the kernel when kicked" if leaves else "it cannot be kicked out"
+    assert how in caught.value.seen
+    assert [request["op"] for request in agent.requests][-2:] == ["kick", "report"]
+
+
+def test_patience_grows_with_the_pace_and_the_size(agent: Scripted) -> None:
+    session, _ = session_with(agent, pace=3.0)
+    small = ProbeGuest(session, "guest1", FACTS, "")
+    small.fill(seed=1)
+    large = ProbeGuest(session, "guest2", {**FACTS, "pages": 4 * 16384}, "")
+    large.fill(seed=1)
+    assert [request["seconds"] for request in agent.of("report")] == [90.0, 360.0]
+    assert (small.pace, small.bytes) == (3.0, PAGES * 4096)
+
+
+# A VMM that is gone.
+
+
+@pytest.mark.parametrize("signum", [signal.SIGBUS, signal.SIGSEGV])
+@pytest.mark.parametrize("op", ["munmap", "report"])
+def test_a_vmm_that_the_kernel_killed_is_a_violation(
+    agent: Scripted, guest: ProbeGuest, signum: int, op: str
+) -> None:
+    agent.answers[op] = died(signum | 0x80)  # with a core dump
+    with pytest.raises(Violation, match=f"killed by signal {int(signum)}") as caught:
+        guest.munmap() if op == "munmap" else guest.fill(seed=1)
+    assert caught.value.oracle == "VMM"
+    assert isinstance(caught.value.__cause__, GuestLost)
+
+
+def memory_events(agent: Scripted, kills: int) -> None:
+    events = f"low 0\nhigh 0\nmax 12\noom 3\noom_kill {kills}\noom_group_kill 0\n"
+    agent.answers["read"] = lambda request: events if "memory.events" in request["path"] else ""
+
+
+def test_a_vmm_that_was_killed_because_nothing_could_be_reclaimed_is_a_violation(
+    agent: Scripted, guest: ProbeGuest
+) -> None:
+    memory_events(agent, kills=1)
+    agent.answers["report"] = died(signal.SIGKILL)
+    with pytest.raises(Violation, match="killed the VMM") as caught:
+        guest.fill(seed=1)
+    assert caught.value.oracle == "reclaim"
+
+
+@pytest.mark.parametrize(
+    "gone",
+    [
+        died(signal.SIGKILL),
+        died(0),
+        died(1 << 8),
+        died(1 << 8, '{"failed": "MemoryError"}'),
+        died(signal.SIGBUS, "last words"),
+    ],
+)
+def test_a_vmm_that_ended_otherwise_is_no_verdict_on_the_kernel(
+    agent: Scripted, guest: ProbeGuest, gone: Raw
+) -> None:
+    memory_events(agent, kills=0)
+    agent.answers["munmap"] = gone
+    with pytest.raises(ProbeError, match="ended during munmap") as caught:
+        guest.munmap()
+    assert (gone["died"]["said"] or "it said nothing") in str(caught.value)
+
+
+def test_killing_a_vmm_returns_its_status(agent: Scripted, guest: ProbeGuest) -> None:
+    agent.answers["kill"] = 9
+    assert guest.kill(signal.SIGKILL) == 9
+    assert agent.requests == [{"op": "kill", "name": "guest1", "signum": 9}]
+
+
+# Hammers.
+
+
+def hammer_progress(*values: dict[str, int]) -> Callable[[Request], dict[str, int]]:
+    left = list(values)
+    return lambda _: {**REPORT, **(left.pop(0) if len(left) > 1 else left[0])}
+
+
+def test_a_hammer_runs_while_its_context_is_open(agent: Scripted, guest: ProbeGuest) -> None:
+    agent.answers["report"] = {**REPORT, "end": "done", "done": 44}
+    with guest.hammering(vcpu=1, first=2, pages=3, patient=True) as hammer:
+        assert agent.orders == [
+            {"op": layout.OP_HAMMER, "first": 2, "pages": 3, "word": 1, "seed": 1, "patient": 1}
+        ]
+        assert not agent.of("stop")
+    assert agent.of("stop")[0]["vcpu"] == 1
+    assert hammer.stop().done == 44
+    assert len(agent.of("stop")) == 1, "it stops once, and remembers what it saw"
+
+
+def test_a_hammer_that_only_reads_has_no_seed(agent: Scripted, guest: ProbeGuest) -> None:
+    with guest.hammering(writing=False):
+        pass
+    assert (agent.orders[0]["seed"], agent.orders[0]["patient"]) == (0, 0)
+
+
+def test_an_unattended_hammer_writes_to_everything(agent: Scripted, guest: ProbeGuest) -> None:
+    guest.hammer_unattended(1)
+    assert agent.orders == [
+        {"op": layout.OP_HAMMER, "first": 0, "pages": PAGES, "word": 1, "seed": 1}
+    ]
+
+
+@pytest.mark.usefixtures("clock")
+def test_visits_are_awaited_from_where_it_is(agent: Scripted, guest: ProbeGuest) -> None:
+    counts = [{"done": count} for count in (100, 105, 109, 110, 999)]
+    agent.answers["progress"] = hammer_progress(*counts)
+    with guest.hammering() as hammer:
+        hammer.await_visits(10)
+    assert len(agent.of("progress")) == 4
+
+
+def test_a_hammer_that_stands_still_is_a_violation(
+    agent: Scripted, guest: ProbeGuest, clock: FakeClock
+) -> None:
+    agent.answers["progress"] = {**REPORT, "done": 100, "current": 3}
+    start = clock.now
+    with guest.hammering() as hammer, pytest.raises(Violation) as caught:
+        hammer.await_visits(10)
+    assert (caught.value.oracle, caught.value.page) == ("progress", 3)
+    assert "10 more pages within 30 s" in caught.value.expected
+    assert "100 page visits in all" in caught.value.seen
+    assert 30 <= clock.now - start <= 32
+
+
+@pytest.mark.usefixtures("clock")
+def test_a_refusal_is_awaited_anew(agent: Scripted, guest: ProbeGuest) -> None:
+    agent.answers["progress"] = hammer_progress({"refusals": 7}, {"refusals": 7}, {"refusals": 8})
+    with guest.hammering(patient=True) as hammer:
+        hammer.await_refusal()
+    assert len(agent.of("progress")) == 3
+
+
+@pytest.mark.usefixtures("clock")
+def test_a_refusal_that_never_comes_is_a_violation(agent: Scripted, guest: ProbeGuest) -> None:
+    agent.answers["progress"] = {**REPORT, "refusals": 7, "done": 5}
+    with guest.hammering(patient=True) as hammer, pytest.raises(Violation, match="to be refused"):
+        hammer.await_refusal()
+
+
+def test_what_failed_matters_more_than_what_stopping_says(
+    agent: Scripted, guest: ProbeGuest
+) -> None:
+    agent.answers["stop"] = died(signal.SIGBUS)
+    with pytest.raises(ZeroDivisionError), guest.hammering():
+        raise ZeroDivisionError
+    assert agent.of("stop")
+
+
+# Memory.
+
+
+@pytest.mark.parametrize(
+    ("act", "op", "arguments"),
+    [
+        (lambda g: g.madvise("dontneed", 1, 2), "madvise", {"advice": "dontneed"}),
+        (lambda g: g.mprotect("read", 1, 2), "mprotect", {"protection": "read"}),
+        (lambda g: g.munmap(1, 2), "munmap", {}),
+        (lambda g: g.remap(1, 2), "remap", {}),
+        (lambda g: g.host_write(5, 1, 2, word=3), "poke", {"word": 3, "value": 5}),
+    ],
+)
+def test_the_memory_is_changed_by_its_vmm(
+    agent: Scripted,
+    guest: ProbeGuest,
+    act: Callable[[ProbeGuest], None],
+    op: str,
+    arguments: dict[str, object],
+) -> None:
+    act(guest)
+    (request,) = agent.requests
+    asked = {key: value for key, value in request.items() if key not in ("guest", "within")}
+    assert asked == {"op": op, "first": 1, "pages": 2, **arguments}
+
+
+def test_the_vmm_reads_its_memory(agent: Scripted, guest: ProbeGuest) -> None:
+    agent.answers["peek"] = [4, 5]
+    assert guest.host_read(1, 2, word=3) == [4, 5]
+
+
+def test_a_forked_child_ends_with_its_context(agent: Scripted, guest: ProbeGuest) -> None:
+    agent.answers.update(fork=99, child=[1], end_child=0)
+    with guest.forked() as child:
+        assert child.pid == 99
+        assert child.read(2, 1, word=3) == [1]
+        child.write(8, first=4)
+        assert not agent.of("end_child")
+    name = agent.of("fork")[0]["name"]
+    assert [request["name"] for request in agent.of("child")] == [name, name]
+    assert [request["request"] for request in agent.of("child")] == [
+        {"op": "peek", "first": 2, "pages": 1, "word": 3},
+        {"op": "poke", "first": 4, "pages": 1, "word": 0, "value": 8},
+    ]
+    assert agent.of("end_child")[0]["name"] == name
+
+
+def maps(agent: Scripted, entries: list[int], core: list[int]) -> None:
+    agent.answers["pagemap"] = pack(np.array(entries, np.uint64).tobytes())
+    agent.answers["mincore"] = pack(bytes(core))
+
+
+def test_residency_tells_swapped_from_lingering(agent: Scripted, guest: ProbeGuest) -> None:
+    entries = [PRESENT | 5, SWAPPED | 5, SWAPPED | 5, 0, 0, 0, 0, 1 << 61]
+    maps(agent, entries, [1, 0, 1, 0, 0, 0, 0, 0xFE])
+    where = guest.residency()
+    assert np.flatnonzero(where.present).tolist() == [0]
+    assert np.flatnonzero(where.swapped).tolist() == [1, 2]
+    assert np.flatnonzero(where.resident).tolist() == [0, 2]
+    assert where.outside(range(0)) == 2
+    assert where.outside(range(0, 2)) == 1
+    assert where.outside(range(2, 8)) == 1
+    assert where.outside(range(1, 2)) == 2
+
+
+def test_packed_bytes_are_unpacked() -> None:
+    assert unpack(pack(b"\0\1\2" * 999)) == b"\0\1\2" * 999
+
+
+# Reclaim.
+
+
+def reclaiming(agent: Scripted, left: list[int]) -> None:
+    """Have each look find so many pages in memory; the last number stays."""
+    state = {"left": left.pop(0)}
+
+    def pagemap(_: Request) -> str:
+        entries = [PRESENT] * state["left"] + [SWAPPED] * (PAGES - state["left"])
+        return pack(np.array(entries, np.uint64).tobytes())
+
+    def mincore(_: Request) -> str:
+        return pack(bytes([1] * state["left"] + [0] * (PAGES - state["left"])))
+
+    def reclaim(_: Request) -> bool:
+        if left:
+            state["left"] = left.pop(0)
+        return state["left"] == 0
+
+    agent.answers.update(pagemap=pagemap, mincore=mincore, reclaim=reclaim, read="3\n")
+
+
+@pytest.mark.usefixtures("clock")
+def test_reclaim_goes_on_until_nothing_is_left(agent: Scripted, guest: ProbeGuest) -> None:
+    reclaiming(agent, [8, 6, 6, 3, 0])
+    assert guest.reclaim().outside(range(0)) == 0
+    sizes = [request["size"] for request in agent.of("reclaim")]
+    assert sizes == [pages * 4096 for pages in (8, 6, 6, 3)]
+    assert {request["cgroup"] for request in agent.of("reclaim")} == {guest.cgroup}
+    assert len(agent.of("drain_lru")) == 4
+
+
+@pytest.mark.usefixtures("clock")
+def test_nothing_is_read_ahead_during_reclaim(agent: Scripted, guest: ProbeGuest) -> None:
+    reclaiming(agent, [8, 0])
+    guest.reclaim()
+    path = "/proc/sys/vm/page-cluster"
+    writes = [(request["path"], request["text"]) for request in agent.of("write")]
+    assert writes == [(path, "0"), (path, "3\n")], "and afterwards as before"
+    ops = [request["op"] for request in agent.requests]
+    first, last = ops.index("write"), len(ops) - 1
+    assert all(first < number < last for number, op in enumerate(ops) if op == "reclaim")
+
+
+@pytest.mark.usefixtures("clock")
+def test_reclaim_ends_when_only_hot_pages_are_left(agent: Scripted, guest: ProbeGuest) -> None:
+    reclaiming(agent, [8, 5, 2])
+    hot = range(2)
+    assert guest.reclaim(hot).outside(hot) == 0
+    assert [request["size"] for request in agent.of("reclaim")] == [6 * 4096, 3 * 4096]
+
+
+def test_reclaim_gives_up_when_nothing_moves(
+    agent: Scripted, guest: ProbeGuest, clock: FakeClock
+) -> None:
+    reclaiming(agent, [8, 5, 2])
+    start = clock.now
+    residency = guest.reclaim()
+    assert np.flatnonzero(residency.present).tolist() == [0, 1]
+    assert 3 < clock.now - start < 6
+    assert len(agent.of("reclaim")) > 3, "one attempt without effect says nothing"
+
+
+def test_reclaim_is_patient_as_long_as_something_moves(
+    agent: Scripted, guest: ProbeGuest, clock: FakeClock
+) -> None:
+    # One page at a time, after many attempts each.
+    reclaiming(agent, [*(count for count in range(8, 0, -1) for _ in range(12)), 0])
+    start = clock.now
+    assert guest.reclaim().outside(range(0)) == 0
+    assert clock.now - start > 10
+
+
+def test_reclaim_ends_even_if_memory_comes_back_all_the_time(
+    agent: Scripted, guest: ProbeGuest, clock: FakeClock
+) -> None:
+    reclaiming(agent, [8, *[5, 8] * 5000])
+    start = clock.now
+    guest.reclaim()
+    assert 59 <= clock.now - start <= 61
+
+
+def test_the_memory_controller_is_read_whole(agent: Scripted, guest: ProbeGuest) -> None:
+    files = {
+        "memory.stat": "anon 4096\nswapcached 0\n",
+        "memory.current": "8192\n",
+        "memory.swap.current": "12288\n",
+    }
+    agent.answers["read"] = lambda request: files[request["path"].removeprefix(guest.cgroup + "/")]
+    assert guest.memory_statistics() == {
+        "anon": 4096,
+        "swapcached": 0,
+        "memory.current": 8192,
+        "memory.swap.current": 12288,
+    }
+
+
+def test_statistics_are_those_of_the_vmm(agent: Scripted, guest: ProbeGuest) -> None:
+    agent.answers["statistics"] = {"vm": {"pages_4k": 3}, "0": {"exits": 1}}
+    assert guest.statistics()["vm"] == {"pages_4k": 3}
+
+
+# The life of a guest.
+
+
+def created(agent: Scripted) -> Session:
+    agent.answers["create"] = {"cgroup": "/sys/fs/cgroup/mmu-x", "ok": FACTS}
+    session, _ = session_with(agent)
+    return session
+
+
+def test_a_guest_ends_with_its_context(agent: Scripted) -> None:
+    with probe_guest(created(agent), pages=PAGES, vcpus=2) as guest:
+        (request,) = agent.of("create")
+        assert (request["pages"], request["vcpus"]) == (PAGES, 2)
+        assert guest.cgroup == "/sys/fs/cgroup/mmu-x"
+        assert (guest.pid, guest.hva, guest.pages) == (70, FACTS["hva"], PAGES)
+        assert not agent.of("close")
+    assert agent.of("close")[0]["name"] == request["name"]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"died": {"status": 256, "said": "no /dev/kvm"}},
+        {"late": "70 wchan: kvm_create_vm"},
+        {"error": {"kind": "OSError", "errno": 2, "text": "no /dev/kvm"}},
+    ],
+)
+def test_a_guest_that_does_not_start_is_an_error_of_ours_and_is_closed(
+    agent: Scripted, answer: dict[str, object]
+) -> None:
+    session = created(agent)
+    agent.answers["create"] = {"cgroup": "/sys/fs/cgroup/mmu-x", **answer}
+    with pytest.raises(ProbeError, match="could not start a probe guest"), probe_guest(session):
+        pytest.fail("there is no guest")
+    assert agent.of("close")
+
+
+def test_a_violation_is_not_lost_when_the_guest_cannot_be_ended(agent: Scripted) -> None:
+    def close(_: Request) -> None:
+        raise DeadlineError("The answer of the host's agent to close took longer than 30 s.")
+
+    session = created(agent)
+    agent.answers["close"] = close
+    with pytest.raises(Violation, match="stuck"), probe_guest(session):
+        raise Violation("progress", "munmap to return", "it is stuck")
+
+
+def test_a_guest_that_cannot_be_ended_is_told_when_nothing_else_is(agent: Scripted) -> None:
+    def close(_: Request) -> None:
+        raise DeadlineError("The answer of the host's agent to close took longer than 30 s.")
+
+    session = created(agent)
+    agent.answers["close"] = close
+    with pytest.raises(DeadlineError), probe_guest(session):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("end", "refused"), [("refused", True), ("done", False), ("kicked", False)]
+)
+def test_a_visit_is_refused_or_not(end: str, *, refused: bool) -> None:
+    assert Visit(end, "", 0, 0, 0, 0, 0, 0, 0, 0, 0).refused is refused
+
+
+def test_the_default_guest_is_as_large_as_said() -> None:
+    assert probe._REFERENCE_PAGES * layout.PAGE_BYTES == 64 << 20
