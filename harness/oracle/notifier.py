@@ -18,7 +18,7 @@ from harness.probe.layout import PAGE_BYTES
 _INSTANCE = "/sys/kernel/tracing/instances/mmu-harness"
 _EVENT = f"{_INSTANCE}/events/kvm/kvm_unmap_hva_range"
 _BUFFER_KIB = 8192
-_RANGE = re.compile(r"kvm_unmap_hva_range:.*?0x([0-9a-f]+) -- 0x([0-9a-f]+)")
+_RANGE = re.compile(r"kvm_unmap_hva_range:.{0,80}?0x([0-9a-f]{1,16}) -- 0x([0-9a-f]{1,16})\b")
 _LOST = re.compile(r"^overrun: (\d+)", re.MULTILINE)
 
 
@@ -37,9 +37,12 @@ class Watch:
     def told(self) -> npt.NDArray[np.bool_]:
         """For each page of the guest whether a call covered it."""
         edges = np.zeros(self._pages + 1, np.int64)
-        for first, last in self.ranges:
-            edges[max(first, 0)] += 1
-            edges[min(last, self._pages)] -= 1
+        for start, end in self.ranges:
+            first, last = (min(max(edge, 0), self._pages) for edge in (start, end))
+            # A range that is outside, or the wrong way round, must not hide another.
+            if first < last:
+                edges[first] += 1
+                edges[last] -= 1
         return np.cumsum(edges)[:-1] > 0
 
 
