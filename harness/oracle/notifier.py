@@ -66,8 +66,12 @@ def watch(guest: ProbeGuest) -> Iterator[Watch]:
     seen = Watch(guest.pages)
     try:
         yield seen
-    finally:
-        session.ask("write", path=f"{_EVENT}/enable", text="0")
+    except BaseException:
+        # What failed matters more than whether the host still answers.
+        with contextlib.suppress(Exception):
+            session.ask("write", path=f"{_EVENT}/enable", text="0")
+        raise
+    session.ask("write", path=f"{_EVENT}/enable", text="0")
     text = session.read(f"{_INSTANCE}/trace")
     seen.ranges = tuple(
         ((start - guest.hva) // PAGE_BYTES, -((guest.hva - stop) // PAGE_BYTES))
