@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from harness.errors import OracleUnavailable, ProbeError
+from harness.errors import OracleUnavailable, ProbeError, Violation
 from harness.oracle import notifier
 from harness.oracle.notifier import Watch
 
@@ -188,6 +188,13 @@ def test_the_watch_ends_with_what_failed_in_it() -> None:
     with pytest.raises(ZeroDivisionError), notifier.watch(tracefs.guest()):
         raise ZeroDivisionError
     assert tracefs.written[-1] == (f"{EVENT}/enable", "0")
+
+
+def test_what_failed_matters_more_than_what_ending_the_watch_says() -> None:
+    tracefs = Tracefs()
+    with pytest.raises(Violation, match="stuck"), notifier.watch(tracefs.guest()):
+        tracefs.refused[f"write {EVENT}/enable"] = errno.EIO
+        raise Violation("progress", "munmap to return", "it is stuck")
 
 
 @pytest.mark.parametrize(("cpus", "overrun", "lost"), [(2, 0, 0), (1, 7, 7), (3, 7, 21)])
