@@ -192,9 +192,13 @@ def test_the_watch_ends_with_what_failed_in_it() -> None:
 
 def test_what_failed_matters_more_than_what_ending_the_watch_says() -> None:
     tracefs = Tracefs()
-    with pytest.raises(Violation, match="stuck"), notifier.watch(tracefs.guest()):
+
+    def stuck() -> None:
         tracefs.refused[f"write {EVENT}/enable"] = errno.EIO
         raise Violation("progress", "munmap to return", "it is stuck")
+
+    with pytest.raises(Violation, match="stuck"), notifier.watch(tracefs.guest()):
+        stuck()
 
 
 @pytest.mark.parametrize(("cpus", "overrun", "lost"), [(2, 0, 0), (1, 7, 7), (3, 7, 21)])
