@@ -19,10 +19,11 @@ def test_an_idle_guest_is_swapped_out_whole_and_back(
 ) -> None:
     guest = large_guest
     evidence.content(guest.fill(SEED))
-    for _ in range(CYCLES):
+    for cycle in range(CYCLES):
         evidence.sound(guest)
         mapped = evidence.mapped_by_sptes(guest)
-        with evidence.told(guest):
+        # Once is enough for the notifier, whose 16,384 events take as long to read as the reclaim.
+        with evidence.told(guest) if cycle == 0 else contextlib.nullcontext():
             residency = guest.reclaim()
         evidence.swapped_out(guest, residency)
         evidence.sptes_dropped(guest, mapped)
@@ -32,9 +33,8 @@ def test_an_idle_guest_is_swapped_out_whole_and_back(
 
 
 def test_what_a_guest_only_read_is_swapped_out_whole_and_back(
-    large_guest: ProbeGuest, evidence: Evidence
+    guest: ProbeGuest, evidence: Evidence
 ) -> None:
-    guest = large_guest
     written = [SEED] * guest.pages
     guest.host_write(SEED, 0, guest.pages, word=5)
     evidence.equal("what the VMM wrote", written, guest.read(0, guest.pages, word=5).words)
@@ -45,14 +45,14 @@ def test_what_a_guest_only_read_is_swapped_out_whole_and_back(
     evidence.sound(guest)
 
 
-@pytest.mark.parametrize(("vcpus", "pages"), [(1, 16384), (2, 4096)])
+@pytest.mark.parametrize(("vcpus", "pages", "parts"), [(1, 16384, 4), (2, 4096, 2)])
 def test_a_guest_is_swapped_around_hammering_vcpus(
-    probe_guest: GuestFactory, evidence: Evidence, vcpus: int, pages: int
+    probe_guest: GuestFactory, evidence: Evidence, vcpus: int, pages: int, parts: int
 ) -> None:
     with probe_guest(pages, vcpus) as guest:
         evidence.content(guest.fill(SEED))
-        for quarter in range(4):  # each page is hot once and cold three times
-            hot = range(quarter * pages // 4, (quarter + 1) * pages // 4)
+        for part in range(parts):  # each page is hot once, and cold the other times
+            hot = range(part * pages // parts, (part + 1) * pages // parts)
             with contextlib.ExitStack() as stack:
                 hammers = [
                     stack.enter_context(guest.hammering(vcpu, hot.start, len(hot)))
