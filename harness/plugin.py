@@ -297,8 +297,8 @@ class _Judged:
             return
         error = call.excinfo.value
         if isinstance(error, (pytest.skip.Exception, OracleUnavailable)):
-            self.skipped = True
-            self.error = self.error or error
+            if self.error is None:
+                self.skipped, self.error = True, error
         elif (
             self.error is None
             or self.skipped
