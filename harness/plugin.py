@@ -354,6 +354,7 @@ def _repeat(wish: Wish, item: pytest.Item | None) -> tuple[str, ...]:
 def check(expression: str | None, tests: Sequence[str], options: Sequence[str]) -> int:
     """Run the suite, or the named tests of it, and return the exit code of the verdict.
 
+    Raises Interrupted when that happened before there was anything to give a verdict on.
     ``options`` are the plugin's own; ``tests`` are relative to here or to the project.
     """
     named = [name if Path(name.split("::")[0]).exists() else str(_ROOT / name) for name in tests]
@@ -372,6 +373,8 @@ def check(expression: str | None, tests: Sequence[str], options: Sequence[str]) 
     ended = pytest.main(arguments, [ending])
     if ending.verdict is not None:
         return int(ending.verdict)
+    if ending.interrupted:
+        raise Interrupted(signal.SIGINT)
     # What is left are runs that never got as far as a verdict.
     return int(_CODES.get(pytest.ExitCode(ended), ExitCode.BUG))
 
@@ -380,6 +383,11 @@ class _Ending:
     """Keeps the verdict's exit code, since pytest's own codes mean other things."""
 
     verdict: ExitCode | None = None
+    interrupted = False
+
+    def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
+        """Tell an interrupt, which may come before the first test, from errors of collection."""
+        self.interrupted = not isinstance(excinfo.value, pytest.Session.Interrupted)
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
