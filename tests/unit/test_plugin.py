@@ -1,0 +1,710 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The suite inside pytest, on hosts that are Python objects: from options to the verdict."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from harness import plugin, run
+from harness.errors import (
+    BootError,
+    BuildError,
+    ExitCode,
+    HarnessError,
+    Interrupted,
+    UsageError,
+)
+from harness.kernel.model import Kernel
+from harness.machine.accelerator import Accelerator
+from harness.machine.mmu import Mmu
+from harness.result.record import HostRun
+from harness.result.verdict import Crash, Evidence
+from harness.workbench import Wish
+
+pytest_plugins = ["pytester"]
+
+SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+
+PASSING = """
+def test_a(evidence):
+    evidence.at_least("reclaim", "pages", 1, 2)
+"""
+
+
+class FakeHost:
+    """What tests of the suite hold here; ``problem`` is what its log says."""
+
+    def __init__(self, mode: Mmu) -> None:
+        self.facts = SimpleNamespace(pace=1.0, mmu=mode)
+        self.problem: Exception | None = None
+
+    def check(self) -> None:
+        if self.problem is not None:
+            raise self.problem
+
+
+class FakeBench:
+    """Stands for the workbench: gives hosts, and remembers which and when they went."""
+
+    def __init__(self, world: World, keep: Callable[[str, bytes], object]) -> None:
+        self._world = world
+        self._keep = keep
+        self._mode: Mmu | None = None
+        self._session: Any = None
+        self.hosts: list[HostRun] = []
+        self.log_position = 0
+
+    def session(self, mode: Mmu) -> Any:
+        if (error := self._world.hopeless.get(mode)) is not None:
+            raise error
+        if mode is not self._mode:
+            self.discard()
+            self._mode = mode
+            self._session = SimpleNamespace(host=FakeHost(mode), cpus=2)
+            self._world.happened.append(f"boot {mode}")
+        return self._session
+
+    def log_since(self, position: int) -> str:
+        return "the log of the test"
+
+    def discard(self) -> None:
+        if self._mode is None:
+            return
+        name = f"host{len(self.hosts) + 1}-{self._mode}"
+        evidence = Evidence(name, self._mode, name, name, True, self._world.crashes)
+        self.hosts.append(HostRun(evidence))
+        self._keep(f"{name}.console.log", b"the whole log")
+        self._world.happened.append(f"end {self._mode}")
+        self._mode = None
+
+
+class World:
+    """What this machine can make."""
+
+    def __init__(self, directory: Path) -> None:
+        self.happened: list[str] = []
+        self.wishes: list[Wish] = []
+        self.hopeless: dict[Mmu, HarnessError] = {}
+        self.crashes: tuple[Crash, ...] = ()
+        self.problem: Exception | None = None
+        config = directory / "config"
+        config.write_text("CONFIG_KVM=y\n")
+        self.kernel = Kernel(directory / "bzImage", "6.12.1", "0" * 64, "linux/", config=config)
+
+    def make_parts(self, wish: Wish, *_: object) -> Any:
+        self.wishes.append(wish)
+        if self.problem is not None:
+            raise self.problem
+        accelerator = Accelerator("tcg", "because of a test")
+        return SimpleNamespace(kernel=self.kernel, accelerator=accelerator, control=None)
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    world = World(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(run, "make_parts", world.make_parts)
+    monkeypatch.setattr(run, "Workbench", lambda parts, _, __, keep: FakeBench(world, keep))
+    before = {signum: signal.getsignal(signum) for signum in SIGNALS}
+    yield world
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
+
+
+@dataclasses.dataclass(frozen=True)
+class Ended:
+    """A run of an inner pytest: its exit code, what it printed, and results.json if any."""
+
+    code: int
+    out: str
+    err: str
+    results: Any
+    directory: Path | None
+
+    @property
+    def test(self) -> Any:
+        """The only test."""
+        (test,) = self.results["tests"]
+        return test
+
+
+Judge = Callable[..., Ended]
+
+
+@pytest.fixture
+def judge(pytester: pytest.Pytester, world: World) -> Judge:
+    """Runs the text of a test module in the suite, by default in one MMU mode."""
+
+    def judge(text: str, *words: str, modes: tuple[str, ...] = ("tdp",)) -> Ended:
+        pytester.makepyfile(test_inner=f"import pytest\nfrom harness import errors\n{text}")
+        options = [f"--mmu={mode}" for mode in modes]
+        # Hypothesis would be imported anew in each run, which takes a second.
+        without = ("-pno:cacheprovider", "-pno:hypothesispytest")
+        ended = pytester.runpytest_inprocess(*without, *options, *words)
+        latest = pytester.path / "results" / "latest"
+        results = latest / "results.json"
+        return Ended(
+            int(ended.ret),
+            (ended.outlines and "\n".join(ended.outlines)) or "",
+            "\n".join(ended.errlines),
+            json.loads(results.read_text()) if results.exists() else None,
+            latest if latest.exists() else None,
+        )
+
+    return judge
+
+
+# Options.
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("--mmu=ept", "There is no MMU mode 'ept'; choose one of tdp, tdp-legacy, shadow."),
+        ("--accel=hvf", "There is no accelerator 'hvf'; choose one of auto, kvm, tcg."),
+    ],
+)
+def test_bad_options_are_bad_usage_that_names_the_valid_values(
+    judge: Judge, word: str, said: str
+) -> None:
+    ended = judge(PASSING, word)
+    assert ended.code == pytest.ExitCode.USAGE_ERROR
+    assert said in ended.err
+    assert ended.directory is None
+
+
+def test_options_are_the_wish(judge: Judge, world: World) -> None:
+    judge(
+        PASSING,
+        *("--kernel=linux/", "--patch=a", "--patch=b", "--config=c", "--accel=tcg"),
+        *("--control=sptes", "--jobs=3"),
+        modes=("shadow", "tdp", "shadow"),
+    )
+    assert world.wishes == [
+        Wish(
+            kernel="linux/",
+            patches=(Path("a"), Path("b")),
+            fragments=(Path("c"),),
+            modes=(Mmu.SHADOW, Mmu.TDP),
+            accelerator="tcg",
+            control="sptes",
+            jobs=3,
+        )
+    ]
+
+
+def test_without_options_the_defaults_are_wished_for(judge: Judge, world: World) -> None:
+    judge(PASSING, modes=())
+    assert world.wishes == [Wish()]
+
+
+# Collection.
+
+MIXED = """
+def test_plain():
+    pass
+
+def test_first(evidence):
+    evidence.at_least("x", "y", 0, 0)
+
+@pytest.mark.parametrize("where", ["a", "b"])
+def test_second(host, evidence, where):
+    evidence.at_least("x", "y", 0, 0)
+
+def test_third(probe_guest):
+    pass
+
+class TestMore:
+    def test_fourth(self, guest):
+        pass
+
+    def test_fifth(self, large_guest):
+        pass
+"""
+
+
+def collected(ended: Ended) -> list[str]:
+    return [line.split("::", 1)[1] for line in ended.out.splitlines() if "::" in line]
+
+
+def test_tests_of_the_suite_run_once_in_each_mode_mode_by_mode(judge: Judge) -> None:
+    ended = judge(MIXED, "--collect-only", "-q", modes=("shadow", "tdp"))
+
+    def in_mode(mode: str) -> list[str]:
+        return [
+            f"test_first[{mode}]",
+            f"test_second[{mode}-a]",
+            f"test_second[{mode}-b]",
+            f"test_third[{mode}]",
+            f"TestMore::test_fourth[{mode}]",
+            f"TestMore::test_fifth[{mode}]",
+        ]
+
+    assert sorted(collected(ended)) == sorted(["test_plain", *in_mode("shadow"), *in_mode("tdp")])
+    marks = ["shadow" in name for name in collected(ended)[1:]]
+    assert marks == sorted(marks, reverse=True), "each mode is one host"
+    assert collected(ended)[0] == "test_plain"
+
+
+def test_without_a_mode_there_are_the_default_ones(judge: Judge) -> None:
+    ended = judge(PASSING, "--collect-only", "-q", modes=())
+    assert collected(ended) == ["test_a[tdp]", "test_a[shadow]"]
+
+
+def test_collecting_makes_nothing(judge: Judge, world: World) -> None:
+    ended = judge(PASSING, "--collect-only")
+    assert ended.code == 0
+    assert ended.directory is None
+    assert world.wishes == []
+
+
+def test_a_run_without_tests_of_the_suite_is_left_alone(judge: Judge, world: World) -> None:
+    ended = judge("def test_a(): pass\ndef test_b(): assert False\n")
+    assert ended.code == pytest.ExitCode.TESTS_FAILED
+    assert ended.directory is None
+    assert world.wishes == []
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_modules_that_cannot_be_collected_make_nothing(judge: Judge, world: World) -> None:
+    ended = judge(PASSING + "\nraise ZeroDivisionError\n")
+    assert ended.code == pytest.ExitCode.INTERRUPTED
+    assert ended.directory is None
+    assert world.wishes == []
+
+
+def test_hosts_come_and_go_mode_by_mode(judge: Judge, world: World) -> None:
+    text = PASSING + PASSING.replace("test_a", "test_b")
+    ended = judge(text, modes=("tdp", "shadow"))
+    assert ended.code == ExitCode.PASS
+    assert world.happened == ["boot tdp", "end tdp", "boot shadow", "end shadow"]
+
+
+def test_plain_tests_among_them_are_no_part_of_the_verdict(judge: Judge) -> None:
+    ended = judge(PASSING + "def test_b():\n    pass\n")
+    assert ended.code == ExitCode.PASS
+    assert [test["id"] for test in ended.results["tests"]] == ["test_inner.py::test_a[tdp]"]
+
+
+# Outcomes.
+
+OUTCOMES = {
+    "evidence that agrees": (
+        'evidence.at_least("reclaim", "pages", 1, 2)',
+        "pass", 0,
+    ),
+    "a violation": (
+        'evidence.at_least("reclaim", "pages", 3, 2)',
+        "fail", 1,
+    ),
+    "a violation that no oracle saw": (
+        'raise errors.Violation("VMM", "life", "death")',
+        "fail", 1,
+    ),
+    "a splat": (
+        'raise errors.KernelSplat("oops", "BUG: unable to handle")',
+        "fail", 1,
+    ),
+    "an assertion": (
+        "assert 1 == 2",
+        "error", 203,
+    ),
+    "a bug": (
+        "{}['x']",
+        "error", 203,
+    ),
+    "a lost host": (
+        'raise errors.HostLostError("The connection is gone.")',
+        "error", 200,
+    ),
+    "an error of the probe": (
+        'raise errors.ProbeError("It said nothing.")',
+        "error", 200,
+    ),
+    "a full disk": (
+        'raise OSError(28, "No space left on device")',
+        "error", 200,
+    ),
+    "a skip": (
+        'pytest.skip("no second node")',
+        "skip", 125,
+    ),
+    "an oracle that is all there is": (
+        'raise errors.OracleUnavailable("There is no vmlinux.")',
+        "skip", 125,
+    ),
+    "pytest's own failure": (
+        'pytest.fail("no")',
+        "error", 203,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OUTCOMES)
+def test_a_test_is_judged_by_what_it_raised(judge: Judge, name: str) -> None:
+    body, outcome, code = OUTCOMES[name]
+    ended = judge(f"def test_a(evidence):\n    {body}\n")
+    assert (ended.test["outcome"], ended.code) == (outcome, code)
+    assert ended.results["verdict"]["exit_code"] == code
+
+
+def test_a_test_that_asks_no_oracle_cannot_pass(judge: Judge) -> None:
+    ended = judge("def test_a(host): pass\n")
+    assert (ended.test["outcome"], ended.code) == ("error", 200)
+    assert "no oracle agreed" in ended.test["message"]
+
+
+@pytest.mark.parametrize(
+    ("raised", "outcome", "code"),
+    [
+        ("errors.BootError('It did not come up.')", "error", 125),
+        ("errors.Violation('kernel log', 'silence', 'noise')", "fail", 1),
+        ("errors.OracleUnavailable('No.')", "skip", 125),
+        ("ZeroDivisionError", "error", 203),
+    ],
+)
+def test_what_is_raised_in_a_setup_counts_the_same(
+    judge: Judge, raised: str, outcome: str, code: int
+) -> None:
+    ended = judge(
+        f"@pytest.fixture\ndef broken(evidence):\n    raise {raised}\ndef test_a(broken): pass\n"
+    )
+    assert (ended.test["outcome"], ended.code) == (outcome, code)
+
+
+LOG = """
+def test_a(host, evidence):
+    evidence.at_least("reclaim", "pages", 1, 2)
+    host.problem = {problem}
+    {body}
+"""
+SPLAT = "errors.KernelSplat('lockdep', 'possible circular locking dependency')"
+
+
+@pytest.mark.parametrize(
+    ("body", "outcome"),
+    [
+        ("pass", "fail"),
+        ("pytest.skip('no second node')", "fail"),
+        ("raise errors.HostLostError('The connection is gone.')", "fail"),
+        ("raise errors.OracleUnavailable('No.')", "fail"),
+        ("assert False", "fail"),
+    ],
+)
+def test_a_complaint_of_the_kernel_beats_everything(judge: Judge, body: str, outcome: str) -> None:
+    ended = judge(LOG.format(problem=SPLAT, body=body))
+    assert (ended.test["outcome"], ended.code) == (outcome, 1)
+    assert ended.test["oracle"] == "kernel log"
+    assert "circular locking" in ended.test["message"]
+
+
+def test_the_first_of_two_violations_is_told(judge: Judge) -> None:
+    body = "raise errors.Violation('references', '1', '2', 7)"
+    ended = judge(LOG.format(problem=SPLAT, body=body))
+    assert (ended.test["oracle"], ended.test["page"]) == ("references", 7)
+
+
+@pytest.mark.parametrize(
+    ("body", "problem", "outcome", "code"),
+    [
+        ("pass", "errors.HostLostError('Gone.')", "error", 200),
+        ("pytest.skip('no node')", "errors.HostLostError('Gone.')", "error", 200),
+        ("raise errors.Violation('x', 'y', 'z')", "errors.HostLostError('Gone.')", "fail", 1),
+        ("raise errors.BootError('No.')", "errors.HostLostError('Gone.')", "error", 125),
+        # What ended a test is not taken back by what its end could not say.
+        ("raise errors.HostLostError('No.')", "errors.OracleUnavailable('No.')", "error", 200),
+        ("raise errors.Violation('x', 'y', 'z')", "errors.OracleUnavailable('No.')", "fail", 1),
+    ],
+)
+def test_errors_at_the_end_of_a_test_do_not_hide_what_came_before(
+    judge: Judge, body: str, problem: str, outcome: str, code: int
+) -> None:
+    ended = judge(LOG.format(problem=problem, body=body))
+    assert (ended.test["outcome"], ended.code) == (outcome, code)
+
+
+@pytest.mark.parametrize(
+    ("body", "happened"),
+    [
+        ("pass", ["boot tdp", "end tdp"]),
+        ("pytest.skip('no')", ["boot tdp", "end tdp"]),
+        ("raise errors.Violation('x', 'y', 'z')", ["boot tdp", "end tdp"] * 2),
+        ("raise errors.ProbeError('No.')", ["boot tdp", "end tdp"] * 2),
+        ("assert False", ["boot tdp", "end tdp"] * 2),
+    ],
+)
+def test_a_host_is_kept_only_while_tests_pass(
+    judge: Judge, world: World, body: str, happened: list[str]
+) -> None:
+    judge(f"def test_a(evidence):\n    {body}\n{PASSING.replace('test_a', 'test_b')}")
+    assert world.happened == happened
+
+
+# Verdicts.
+
+
+def test_a_failure_beats_errors_and_passes(judge: Judge) -> None:
+    ended = judge(
+        PASSING
+        + "def test_b(evidence):\n    raise errors.HostLostError('Gone.')\n"
+        + "def test_c(evidence):\n    raise errors.Violation('x', 'y', 'z')\n"
+        + "def test_d(evidence):\n    pytest.skip('no')\n"
+    )
+    assert ended.code == 1
+    assert ended.results["verdict"]["word"] == "FAIL"
+    counts = {"pass": 1, "fail": 1, "error": 1, "skip": 1, "missing": 0}
+    assert ended.results["counts"] == counts
+
+
+def test_a_kernel_that_cannot_be_made_ends_the_run_before_its_first_test(
+    judge: Judge, world: World
+) -> None:
+    world.problem = BuildError("make ended with 2.")
+    ended = judge("def test_a(evidence):\n    raise SystemExit('it ran')\n")
+    assert ended.code == 125
+    assert ended.test["outcome"] == "missing"
+    assert ended.results["problems"] == ["make ended with 2."]
+    assert ended.results["verdict"]["reasons"] == ["make ended with 2."]
+    assert world.happened == []
+
+
+def test_what_the_user_got_wrong_is_usage_even_when_it_shows_late(
+    judge: Judge, world: World
+) -> None:
+    world.problem = UsageError("There is no control 'x'.")
+    assert judge(PASSING).code == 201
+
+
+def test_a_mode_that_does_not_boot_leaves_the_others_their_results(
+    judge: Judge, world: World
+) -> None:
+    world.hopeless[Mmu.SHADOW] = BootError("It did not come up.")
+    ended = judge(PASSING, modes=("tdp", "shadow"))
+    outcomes = {test["mmu"]: test["outcome"] for test in ended.results["tests"]}
+    assert outcomes == {"tdp": "pass", "shadow": "error"}
+    assert ended.code == 125
+
+
+def test_a_crash_between_tests_is_a_failure(judge: Judge, world: World) -> None:
+    world.crashes = (Crash("oops", "BUG: unable to handle page fault"),)
+    ended = judge(PASSING)
+    assert ended.test["outcome"] == "pass"
+    assert ended.code == 1
+
+
+def test_the_end_of_a_run_at_the_first_failure_leaves_the_others_missing(judge: Judge) -> None:
+    ended = judge(
+        "def test_a(evidence):\n    raise errors.Violation('x', 'y', 'z')\n"
+        + PASSING.replace("test_a", "test_b"),
+        "-x",
+    )
+    assert ended.code == 1
+    assert [test["outcome"] for test in ended.results["tests"]] == ["fail", "missing"]
+
+
+@pytest.mark.parametrize(
+    ("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 143), (signal.SIGINT, 130)]
+)
+def test_a_signal_ends_the_run_with_results_and_its_code(
+    judge: Judge, world: World, signum: signal.Signals, code: int
+) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    ended = judge(
+        PASSING
+        + f"import os\ndef test_b(evidence):\n    os.kill(os.getpid(), {int(signum)})\n"
+        + PASSING.replace("test_a", "test_c")
+    )
+    assert ended.code == code
+    assert ended.results["verdict"]["word"] == "INTERRUPTED"
+    assert [test["outcome"] for test in ended.results["tests"]] == ["pass", "missing", "missing"]
+    assert world.happened == ["boot tdp", "end tdp"]
+
+
+# What is written down.
+
+
+def test_the_results_say_what_was_tested_and_how_to_repeat_it(judge: Judge) -> None:
+    ended = judge(PASSING, "--patch=a b.patch", "--accel=tcg", "--kernel=linux/")
+    test = ended.test
+    assert (test["id"], test["mmu"], test["backing"]) == (
+        "test_inner.py::test_a[tdp]",
+        "tdp",
+        "anon",
+    )
+    names = [report["name"] for report in test["oracles"]]
+    assert names == ["reclaim", "kernel log"]
+    repeat = "mmu-harness check --kernel linux/ --patch 'a b.patch' --mmu tdp --accel tcg"
+    assert ended.results["command"] == repeat
+    assert test["command"] == f"{repeat} 'test_inner.py::test_a[tdp]'"
+    assert ended.results["kernel"]["release"] == "6.12.1"
+    assert ended.results["config"]["symbols"]["KVM"] == "y"
+    assert ended.results["host"]["accelerator_reason"] == "because of a test"
+    assert ended.results["problems"] == []
+
+
+def test_logs_and_configuration_are_kept(judge: Judge) -> None:
+    directory = judge(PASSING).directory
+    assert directory is not None
+    logs = directory / "logs"
+    assert (logs / "host1-tdp.console.log").read_bytes() == b"the whole log"
+    assert (logs / "kernel.config").read_text() == "CONFIG_KVM=y\n"
+    assert (directory / "junit.xml").exists()
+
+
+def test_the_log_is_quoted_where_a_test_did_not_pass(judge: Judge) -> None:
+    text = PASSING + "def test_b(evidence):\n    raise errors.Violation('x', 'y', 'z')\n"
+    passed, failed = judge(text).results["tests"]
+    assert passed["log_excerpt"] == ""
+    assert failed["log_excerpt"] == "the log of the test"
+
+
+def test_a_backing_that_is_a_parameter_is_told(judge: Judge) -> None:
+    ended = judge(
+        "@pytest.mark.parametrize('backing', ['thp'])\n"
+        "def test_a(evidence, backing):\n    evidence.at_least('x', 'y', 0, 0)\n"
+    )
+    assert ended.test["backing"] == "thp"
+
+
+def test_the_verdict_is_shown_at_the_end(judge: Judge) -> None:
+    ended = judge(PASSING)
+    assert "PASS" in ended.out
+    assert f"Results: {ended.directory.resolve() if ended.directory else ''}" in ended.out
+
+
+def test_results_go_where_they_are_wanted(judge: Judge, pytester: pytest.Pytester) -> None:
+    judge(PASSING, "--results=else/where")
+    assert (pytester.path / "else/where/latest/results.json").exists()
+
+
+def test_nothing_is_left_behind(judge: Judge) -> None:
+    mark = os.environ.get("MMU_HARNESS_RUN")
+    judge(PASSING)
+    assert os.environ.get("MMU_HARNESS_RUN") == mark
+
+
+# The other door.
+
+
+@pytest.fixture
+def check(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., int]]:
+    """plugin.check() on a module with the given text."""
+    modules, path = dict(sys.modules), list(sys.path)
+    monkeypatch.chdir(tmp_path)
+
+    def check(text: str, *options: str, expression: str | None = None) -> int:
+        (tmp_path / "test_checked.py").write_text(
+            f"import pytest\nfrom harness import errors\n{text}"
+        )
+        words = ["--mmu=tdp", *options]
+        code = plugin.check(expression, ["test_checked.py"], words)
+        assert type(code) is int
+        return code
+
+    yield check
+    sys.path[:] = path
+    for name in sys.modules.keys() - modules.keys():
+        if name.startswith("test_checked"):
+            del sys.modules[name]
+
+
+Check = Callable[..., int]
+
+
+def test_check_returns_the_code_of_the_verdict_and_shows_phases(
+    check: Check, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert check(PASSING) == 0
+    said = capsys.readouterr().out
+    assert "PASS" in said
+    assert "... tdp a" in said.splitlines()
+    results = json.loads((tmp_path / "results/latest/results.json").read_text())
+    assert results["counts"]["pass"] == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        ("raise errors.Violation('x', 'y', 'z')", 1),
+        ("raise errors.HostLostError('Gone.')", 200),
+        ("pytest.skip('no')", 125),
+        ("raise KeyboardInterrupt", 130),
+        ("assert False", 203),
+    ],
+)
+def test_check_has_no_codes_of_pytest(check: Check, body: str, code: int) -> None:
+    assert check(f"def test_a(evidence):\n    {body}\n") == code
+
+
+def test_a_phase_that_did_not_pass_shows_as_such(
+    check: Check, capsys: pytest.CaptureFixture[str]
+) -> None:
+    check(
+        "def test_a(evidence):\n    raise errors.Violation('x', 'y', 'z')\n"
+        + PASSING.replace("_a", "_b")
+    )
+    said = capsys.readouterr().out
+    assert "✗ tdp a" in said
+    assert "✓ tdp b" in said
+
+
+def test_a_selection_that_matches_nothing_is_bad_usage(
+    check: Check, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert check(PASSING, expression="nothing") == 201
+    assert "matched no test" in capsys.readouterr().out
+
+
+def test_an_expression_selects(check: Check, tmp_path: Path) -> None:
+    text = PASSING + PASSING.replace("test_a", "test_b")
+    assert check(text, expression="test_b") == 0
+    results = json.loads((tmp_path / "results/latest/results.json").read_text())
+    assert [test["id"].rpartition("::")[2] for test in results["tests"]] == ["test_b[tdp]"]
+
+
+def test_a_module_that_cannot_be_read_says_why(
+    check: Check, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = check("raise ZeroDivisionError('on purpose')\n")
+    assert code == 203
+    assert "on purpose" in capsys.readouterr().err
+
+
+def test_an_interrupt_before_the_first_test_is_an_interrupt(check: Check) -> None:
+    with pytest.raises(Interrupted) as caught:
+        check("raise KeyboardInterrupt\n")
+    assert caught.value.exit_code == 130
+
+
+def test_check_finds_tests_of_the_project_from_anywhere(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    called: list[list[str]] = []
+
+    def main(arguments: list[str], plugins: object) -> pytest.ExitCode:
+        called.append(arguments)
+        return pytest.ExitCode.USAGE_ERROR
+
+    monkeypatch.setattr("pytest.main", main)
+    assert plugin.check(None, ["tests/kvm/test_fork.py::test_x[tdp]"], []) == 201
+    assert plugin.check(None, [], []) == 201
+    (tmp_path / "mine.py").touch()
+    assert plugin.check("a or b", ["mine.py::test_y"], ["--mmu=tdp"]) == 201
+    project, default, mine = called
+    root = Path(plugin.__file__).parents[1]
+    assert project[-1] == f"{root}/tests/kvm/test_fork.py::test_x[tdp]"
+    assert default[-1] == f"{root}/tests/kvm"
+    assert mine[-3:] == ["--mmu=tdp", "-k=a or b", "mine.py::test_y"]
