@@ -38,6 +38,11 @@ from harness.store import Store
 END_MARK = "mmu-harness: end"
 _END_SECONDS = 20.0
 
+_SYSCTL = (
+    # Drops sptes whenever it likes, which is a scenario of its own and a disturbance in others.
+    ("kernel.numa_balancing", "0"),
+)
+
 DEFAULT_KERNEL = "deb:linux-source-6.12"
 DEFAULT_MODES = (Mmu.TDP, Mmu.SHADOW)
 
@@ -104,6 +109,7 @@ def host_spec(parts: Parts, mode: Mmu) -> HostSpec:
         initrd=parts.initrd,
         modules=parts.modules,
         mmu=mode,
+        sysctl=_SYSCTL,
         parameters=(parts.control.parameter,) if parts.control else (),
     )
 

@@ -42,6 +42,16 @@ OP_HAMMER = 5
 _WORD_MASK = (1 << 64) - 1
 
 
+_FEW_PAGES = 16
+"""Page tables, code, mailboxes and stacks."""
+
+
+def control_pages(pages: int) -> int:
+    """How many pages of the control memslot a payload touches at most, for so much memory."""
+    table = -(-pages * 8 // PAGE_BYTES)
+    return _FEW_PAGES + 2 * MOST_VCPUS * table
+
+
 class Mailbox(ctypes.Structure):
     """One vcpu's orders and report; field meanings are in payload.h."""
 

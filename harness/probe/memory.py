@@ -63,6 +63,11 @@ def _mapped(address: int) -> int:
     return address
 
 
+def keep_small(address: int, size: int) -> None:
+    """Have no large pages in a stretch of memory, whatever the host's default."""
+    _checked(libc.madvise(address, size, ADVICE["nohugepage"]))
+
+
 class Memory:
     """A stretch of host-virtual memory addressed in pages, as scenarios speak of it.
 
@@ -73,7 +78,7 @@ class Memory:
         self.pages = pages
         self.hva = map_anonymous(pages * PAGE_BYTES)
         # One backing at a time: a large page must not come about by itself.
-        self.madvise(0, pages, "nohugepage")
+        keep_small(self.hva, pages * PAGE_BYTES)
 
     def span(self, first: int, pages: int) -> tuple[int, int]:
         """The address and length in bytes of a range; raises ValueError outside the memory."""
@@ -97,7 +102,7 @@ class Memory:
         """Map fresh anonymous memory over a range."""
         address, size = self.span(first, pages)
         map_anonymous(size, address)
-        self.madvise(first, pages, "nohugepage")
+        keep_small(address, size)
 
     def peek(self, first: int, pages: int, word: int) -> list[int]:
         """Load one word of each page with the CPU, through the primary MMU."""

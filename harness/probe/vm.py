@@ -16,7 +16,7 @@ import time
 from typing import Any
 
 from harness.probe import kvm, layout
-from harness.probe.memory import map_anonymous
+from harness.probe.memory import keep_small, map_anonymous
 
 _TSS_GPA = 0xFFFBD000
 _CODE_SEGMENT = {"type": 11, "present": 1, "s": 1, "l": 1, "g": 1, "limit": 0xFFFFFFFF}
@@ -38,7 +38,7 @@ class VirtualMachine:
         self.fd = kvm.ioctl_number(self.kvm_fd, kvm.CREATE_VM)
         kvm.ioctl_number(self.fd, kvm.SET_TSS_ADDR, _TSS_GPA)
         self.control = map_anonymous(layout.CONTROL_BYTES)
-        ctypes.memset(self.control, 0, layout.CONTROL_BYTES)
+        keep_small(self.control, layout.CONTROL_BYTES)
         self._identity_map()
         ctypes.memmove(self.control + layout.CODE_GPA, payload, len(payload))
         self.set_slot(_CONTROL_SLOT, layout.CONTROL_GPA, self.control, layout.CONTROL_BYTES)

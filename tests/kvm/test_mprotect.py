@@ -12,7 +12,15 @@ SEED = 0x5EED
 NEW = 0x2E
 WORD = 7
 
-RANGES = {"whole": (0, 2048), "first": (0, 1), "last": (2047, 1), "middle": (1000, 3)}
+# Splitting a VMA inside of a 2 MiB range makes the primary MMU invalidate all of that range, which
+# would hide that the operation itself does not; so one range begins and ends where no split is.
+RANGES = {
+    "whole": (0, 2048),
+    "aligned": (512, 512),
+    "first": (0, 1),
+    "last": (2047, 1),
+    "middle": (1000, 3),
+}
 
 
 @pytest.mark.parametrize("where", RANGES)
@@ -46,10 +54,9 @@ def test_an_inaccessible_range_is_not_even_read(
 ) -> None:
     first, pages = RANGES[where]
     evidence.content(guest.fill(SEED))
-    mapped = evidence.mapped_by_sptes(guest)
     with evidence.told(guest, first, pages):
         guest.mprotect("none", first, pages)
-    evidence.sptes_dropped(guest, mapped, first, pages)
+    evidence.sptes_dropped(guest, first, pages)
     evidence.no_stale_translations(guest)
     for page in {first, first + pages - 1}:
         evidence.refused("a read of inaccessible memory", guest.read(page), page)

@@ -21,12 +21,11 @@ def test_an_idle_guest_is_swapped_out_whole_and_back(
     evidence.content(guest.fill(SEED))
     for cycle in range(CYCLES):
         evidence.sound(guest)
-        mapped = evidence.mapped_by_sptes(guest)
         # Once is enough for the notifier, whose 16,384 events take as long to read as the reclaim.
         with evidence.told(guest) if cycle == 0 else contextlib.nullcontext():
             residency = guest.reclaim()
         evidence.swapped_out(guest, residency)
-        evidence.sptes_dropped(guest, mapped)
+        evidence.sptes_dropped(guest)
         evidence.no_stale_translations(guest)
         evidence.content(guest.check(SEED))
     evidence.sound(guest)

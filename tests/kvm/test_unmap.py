@@ -12,7 +12,15 @@ SEED = 0x5EED
 NEW = 0x2E
 WORD = 7
 
-RANGES = {"whole": (0, 2048), "first": (0, 1), "last": (2047, 1), "middle": (1000, 3)}
+# Splitting a VMA inside of a 2 MiB range makes the primary MMU invalidate all of that range, which
+# would hide that the operation itself does not; so one range begins and ends where no split is.
+RANGES = {
+    "whole": (0, 2048),
+    "aligned": (512, 512),
+    "first": (0, 1),
+    "last": (2047, 1),
+    "middle": (1000, 3),
+}
 
 
 @pytest.mark.parametrize("where", RANGES)
@@ -20,12 +28,11 @@ def test_unmapped_memory_is_out_of_reach(guest: ProbeGuest, evidence: Evidence, 
     first, pages = RANGES[where]
     evidence.content(guest.fill(SEED))
     evidence.sound(guest)
-    mapped = evidence.mapped_by_sptes(guest)
     frames = evidence.frames(guest, first, pages)
     with evidence.told(guest, first, pages):
         guest.munmap(first, pages)
     evidence.no_stale_translations(guest)
-    evidence.sptes_dropped(guest, mapped, first, pages)
+    evidence.sptes_dropped(guest, first, pages)
     evidence.frames_returned(guest, frames)
     for page in {first, first + pages - 1}:
         evidence.refused("a read of unmapped memory", guest.read(page), page)
@@ -44,12 +51,11 @@ def test_discarded_memory_reads_as_zero(guest: ProbeGuest, evidence: Evidence, w
     first, pages = RANGES[where]
     evidence.content(guest.fill(SEED))
     evidence.sound(guest)
-    mapped = evidence.mapped_by_sptes(guest)
     frames = evidence.frames(guest, first, pages)
     with evidence.told(guest, first, pages):
         guest.madvise("dontneed", first, pages)
     evidence.no_stale_translations(guest)
-    evidence.sptes_dropped(guest, mapped, first, pages)
+    evidence.sptes_dropped(guest, first, pages)
     evidence.frames_returned(guest, frames)
     seen = guest.read(first, pages, word=WORD).words
     evidence.equal("discarded memory to be zero", [0] * pages, seen, first)

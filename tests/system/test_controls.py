@@ -11,7 +11,10 @@ from checking import check
 # The control, the tests that should see it, and the oracles of which one must name a page.
 CONTROLS = {
     "page-reference-per-spte": ("idle or killed_vmm", {"references"}),
-    "sptes-survive-unmap": ("middle and (unmapped or discarded)", {"translations", "notifier"}),
+    "sptes-survive-unmap": (
+        "(whole or aligned) and (unmapped or discarded)",
+        {"translations", "notifier"},
+    ),
 }
 
 

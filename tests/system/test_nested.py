@@ -69,7 +69,7 @@ def _check_inside(host: Host) -> tuple[int, str]:
 _MOUNT = (
     "for disk in /sys/block/*; do "
     'if [ "$(cat $disk/serial 2>/dev/null)" = data ]; then '
-    f"mount -t ext4 /dev/${{disk##*/}} {MOUNTED}; exit; fi; done; exit 1"
+    f"busybox mount -t ext4 /dev/${{disk##*/}} {MOUNTED}; exit; fi; done; exit 1"
 )
 
 
