@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -59,6 +60,24 @@ def test_each_missing_program_names_its_package(
         assert found.fatal == (program != "ccache")
     assert all(finding.good for finding in findings if finding.what not in
                {*doctor._PROGRAMS, "ccache"})  # fmt: skip
+
+
+def test_each_program_is_in_the_package_that_is_named() -> None:
+    if shutil.which("dpkg") is None:
+        pytest.skip("This is no Debian, so there is nobody to ask.")
+    patterns = [f"*/*bin/{program}" for program in doctor._PROGRAMS]
+    answer = subprocess.run(
+        ["dpkg", "-S", *patterns], capture_output=True, text=True, timeout=60, check=False
+    )
+    owners: dict[str, set[str]] = {}
+    for line in answer.stdout.splitlines():
+        packages, _, path = line.rpartition(": ")
+        names = {name.partition(":")[0] for name in packages.split(", ")}
+        owners.setdefault(Path(path).name, set()).update(names)
+    # Programs that are not installed here have no owner.
+    assert len(owners) > 5
+    for program, found in owners.items():
+        assert doctor._PROGRAMS[program] in found
 
 
 @pytest.mark.usefixtures("good")

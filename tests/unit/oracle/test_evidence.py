@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,6 +21,7 @@ from harness.oracle.notifier import Watch
 from harness.oracle.pagetables import PrimaryMap
 from harness.oracle.sptes import Sptes
 from harness.oracle.structpage import PageStates
+from harness.probe.layout import control_pages
 from harness.result.outcome import OracleReport, OracleStatus
 
 PAGES = 1024
@@ -428,10 +430,13 @@ def test_a_frame_that_is_freed_a_moment_later_was_given_back(
 # Spte counters.
 
 
+OTHERS = control_pages(PAGES)
+
+
 def test_counters_are_in_small_pages(evidence: Evidence, guest: Any) -> None:
     guest.counters = {"pages_4k": 3, "pages_2m": 2, "pages_1g": 1}
-    assert evidence.mapped_by_sptes(guest) == 3 + 2 * 512 + 512 * 512
-    assert evidence.reports == ()
+    claim = partial(evidence.sptes_dropped, guest)
+    assert violated(evidence, "spte counters", claim).seen == str(3 + 2 * 512 + 512 * 512)
 
 
 @pytest.mark.parametrize("counters", [None, {"lpages": 2}])
@@ -439,45 +444,40 @@ def test_a_kernel_without_counters_is_not_consulted(
     evidence: Evidence, guest: Any, counters: dict[str, int] | None
 ) -> None:
     guest.counters = counters
-    before = evidence.mapped_by_sptes(guest)
-    assert before == -1
-    evidence.sptes_dropped(guest, before)
+    evidence.sptes_dropped(guest)
     not_consulted(evidence, "spte counters", "")
 
 
 @pytest.mark.parametrize(
-    ("first", "pages", "dropped", "good"),
+    ("first", "pages", "left", "good"),
     [
-        (0, None, PAGES, True),
-        (0, None, PAGES - 1, False),
-        (0, None, 0, False),
-        # One page: itself, or all of the 2 MiB range around it.
-        (5, 1, 1, True),
-        (5, 1, 512, True),
-        (5, 1, 513, False),
-        (5, 1, 0, False),
-        (5, 1, -1, False),
-        # Three pages across the border of two such ranges.
-        (511, 3, 3, True),
-        (511, 3, 2, False),
-        (511, 3, 1024, True),
-        (512, 512, 512, True),
-        (512, 512, 513, False),
+        (0, None, 0, True),
+        (0, None, OTHERS, True),
+        (0, None, OTHERS + 1, False),
+        (0, None, PAGES, False),
+        (512, 512, PAGES - 512, True),
+        (512, 512, PAGES - 512 + OTHERS, True),
+        (512, 512, PAGES - 512 + OTHERS + 1, False),
     ],
 )
-def test_the_sptes_of_a_range_are_dropped_and_hardly_any_others(
-    evidence: Evidence, guest: Any, first: int, pages: int | None, dropped: int, *, good: bool
+def test_the_sptes_of_a_range_are_dropped(
+    evidence: Evidence, guest: Any, first: int, pages: int | None, left: int, *, good: bool
 ) -> None:
-    guest.counters["pages_4k"] = 2000 - dropped
-
-    def claim() -> None:
-        evidence.sptes_dropped(guest, 2000, first, pages)
-
+    guest.counters = {"pages_4k": left, "pages_2m": 0, "pages_1g": 0}
+    claim = partial(evidence.sptes_dropped, guest, first, pages)
     if good:
         claim()
-        assert agrees(evidence, "spte counters").seen == f"{dropped} fewer"
+        assert agrees(evidence, "spte counters").seen == f"{left} mapped"
     else:
-        assert violated(evidence, "spte counters", claim).seen == f"{dropped} fewer"
+        assert violated(evidence, "spte counters", claim).seen == f"{left}"
+
+
+def test_nothing_is_claimed_of_a_range_smaller_than_the_payload(
+    evidence: Evidence, guest: Any
+) -> None:
+    guest.counters = {"pages_4k": PAGES + OTHERS, "pages_2m": 0, "pages_1g": 0}
+    evidence.sptes_dropped(guest, 5, OTHERS)
+    assert evidence.reports == ()
 
 
 # Reclaim.

@@ -126,6 +126,7 @@ def _raise() -> None:
 def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
     handlers: dict[str, vmm.Handler] = {
         "describe": lambda: {"pid": os.getpid()},
+        "repeat": lambda text, times: text * times,
         "sleep": _sleep,
         "die": _die,
         "leave": _raise,
@@ -159,6 +160,13 @@ def test_a_guest_lives_in_a_process_and_a_cgroup_of_its_own(make: Make) -> None:
     assert not guest.cgroup.exists()
     with pytest.raises(ProcessLookupError):
         os.kill(guest.pid, 0)
+
+
+def test_a_long_answer_arrives_whole(make: Make) -> None:
+    times = 500_000
+    assert make().ask({"op": "repeat", "text": "0123456", "times": times}, SECONDS) == {
+        "ok": "0123456" * times
+    }
 
 
 def test_a_vmm_that_takes_its_time_is_late_with_the_places_where_it_sleeps(make: Make) -> None:

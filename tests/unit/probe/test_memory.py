@@ -15,7 +15,7 @@ import pytest
 from forked import in_child, signal_of
 
 from harness.probe import memory
-from harness.probe.layout import LARGE_PAGE_BYTES, PAGE_BYTES
+from harness.probe.layout import LARGE_PAGE_BYTES, PAGE_BYTES, PAGE_WORDS
 from harness.probe.memory import Memory
 
 PRESENT = 1 << 63
@@ -106,14 +106,12 @@ def test_one_word_of_each_page_is_written_and_no_other() -> None:
         ours = Memory(8)
         ours.poke(2, 3, 7, 0xFFFF_FFFF_FFFF_FFFF)
         ours.poke(3, 1, 511, 5)
-        return {word: ours.peek(0, 8, word) for word in (0, 6, 7, 8, 511)}
+        words = {word: ours.peek(0, 8, word) for word in range(PAGE_WORDS)}
+        return {word: values for word, values in words.items() if any(values)}
 
     full = 0xFFFF_FFFF_FFFF_FFFF
     assert in_child(run) == {
-        0: [0] * 8,
-        6: [0] * 8,
         7: [0, 0, full, full, full, 0, 0, 0],
-        8: [0] * 8,
         511: [0, 0, 0, 5, 0, 0, 0, 0],
     }
 

@@ -275,6 +275,16 @@ def test_two_hammering_vcpus_keep_out_of_each_others_words(start: Callable[..., 
     assert guest.done(OP_CHECK)["bad"] == 0
 
 
+def test_each_vcpu_has_a_list_of_its_own(start: Callable[..., Vmm]) -> None:
+    guest = start(vcpus=2)
+    guest.done(OP_FILL)
+    assert guest.do(OP_READ, 3, 2, vcpu=1, word=2)["end"] == "done"
+    guest.done(OP_READ, 7, 2, word=2)
+    for vcpu, first in ((1, 3), (0, 7)):
+        expected = [pattern(SEED, page, 2) for page in (first, first + 1)]
+        assert guest.ask("list", vcpu=vcpu, count=2) == expected
+
+
 def test_a_hammer_that_only_reads_writes_nothing(filled: Vmm) -> None:
     filled.order(OP_HAMMER, word=0, seed=0)
     filled.await_progress("rounds", 2)
