@@ -36,6 +36,10 @@ import enum
 import signal
 from collections.abc import Sequence
 
+KERNEL_LOG = "kernel log"
+"""The oracle that says whether the kernel complained. That it did not is no evidence that anything
+was tested, so its agreement alone makes no pass."""
+
 
 class ExitCode(enum.IntEnum):
     """The exit codes of every door, chosen so that ``git bisect run`` reads them rightly."""
@@ -81,7 +85,7 @@ class KernelSplat(Violation):
     def __init__(self, kind: str, excerpt: str) -> None:
         self.kind = kind
         self.excerpt = excerpt
-        super().__init__("kernel log", "no complaint of the kernel", f"{kind}: {excerpt}")
+        super().__init__(KERNEL_LOG, "no complaint of the kernel", f"{kind}: {excerpt}")
 
 
 class KernelUntestableError(HarnessError):

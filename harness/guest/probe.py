@@ -178,8 +178,6 @@ class ProbeGuest:
         hammer = self._hammer(vcpu, {**orders, "patient": int(patient)})
         try:
             yield hammer
-        except GuestLost:
-            raise
         except BaseException:
             # What failed matters more than what the vcpu would still say.
             with contextlib.suppress(Exception):

@@ -16,7 +16,7 @@ import drgn
 import numpy as np
 
 from harness.deadline import Deadline
-from harness.errors import OracleUnavailable, Violation
+from harness.errors import KERNEL_LOG, OracleUnavailable, Violation
 from harness.guest.observation import Residency, Visit
 from harness.guest.probe import ProbeGuest
 from harness.machine.host import Host
@@ -284,9 +284,9 @@ class Evidence:
         try:
             self._host.check()
         except Violation as violation:
-            self._record(OracleStatus.VIOLATED, "kernel log", violation.expected, violation.seen)
+            self._record(OracleStatus.VIOLATED, KERNEL_LOG, violation.expected, violation.seen)
             raise
-        self._judge("kernel log", "no complaint of the kernel", [])
+        self._judge(KERNEL_LOG, "no complaint of the kernel", [])
 
     # How answers are kept.
 

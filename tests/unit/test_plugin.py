@@ -436,7 +436,8 @@ def test_errors_at_the_end_of_a_test_do_not_hide_what_came_before(
 @pytest.mark.parametrize(
     ("body", "happened"),
     [
-        ("pass", ["boot tdp", "end tdp"]),
+        ("evidence.at_least('x', 'y', 1, 1)", ["boot tdp", "end tdp"]),
+        ("pass", ["boot tdp", "end tdp"] * 2),  # without evidence
         ("pytest.skip('no')", ["boot tdp", "end tdp"]),
         ("raise errors.Violation('x', 'y', 'z')", ["boot tdp", "end tdp"] * 2),
         ("raise errors.ProbeError('No.')", ["boot tdp", "end tdp"] * 2),

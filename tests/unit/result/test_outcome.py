@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 
+from harness.errors import KERNEL_LOG
 from harness.result.outcome import OracleReport, OracleStatus, Outcome, Request, TestOutcome
 from harness.result.outcome import completed as complete
 
@@ -84,3 +85,12 @@ def test_what_was_requested_and_not_reported_is_missing() -> None:
 def test_an_unknown_outcome_is_refused() -> None:
     with pytest.raises(ValueError, match="passed"):
         TestOutcome("t", "passed", "tdp", "anon", 1.0)  # type: ignore[arg-type]
+
+
+def test_a_clean_log_alone_is_no_evidence() -> None:
+    silent = OracleReport(KERNEL_LOG, OracleStatus.AGREES)
+    judged = TestOutcome("t", Outcome.PASS, "tdp", "anon", 0.1, (silent,))
+    assert judged.outcome is Outcome.ERROR
+    spoken = OracleReport("content", OracleStatus.AGREES)
+    judged = TestOutcome("t", Outcome.PASS, "tdp", "anon", 0.1, (silent, spoken))
+    assert judged.outcome is Outcome.PASS
