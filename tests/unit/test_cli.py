@@ -386,9 +386,7 @@ def process(*words: str, directory: Path) -> subprocess.CompletedProcess[str]:
     ("words", "said"),
     [
         (["--mmu", "ept"], "There is no MMU mode 'ept'; choose one of tdp, tdp-legacy, shadow."),
-        (["--accel=hvf"], "There is no accelerator 'hvf'; choose one of auto, kvm, tcg."),
-        (["no-such-test.py"], "no-such-test.py"),
-        (["-k", "and and"], "and and"),
+        (["-k", "and and", "tests/kvm/test_exit.py"], "and and"),
     ],
 )
 def test_a_check_with_bad_words_is_bad_usage(tmp_path: Path, words: list[str], said: str) -> None:
