@@ -15,7 +15,7 @@ from pathlib import Path
 
 from harness.control import Control, find_control
 from harness.deadline import Deadline
-from harness.errors import BootError, HarnessError, Violation
+from harness.errors import BootError, HarnessError
 from harness.guest.session import Session, session
 from harness.guest.zipapp import probe_zipapp
 from harness.image.disk import modules_disk
@@ -171,6 +171,7 @@ class Workbench:
         if self._current is None:
             return
         running, self._current = self._current, None
+        self._keep(f"{running.name}.dmesg.log", running.dmesg())
         ended = running.say_end()
         self._ended.append(running.record(ended))
         with contextlib.suppress(HarnessError):
@@ -205,6 +206,14 @@ class _Running:
     session: Session
     stack: contextlib.ExitStack
 
+    def dmesg(self) -> bytes:
+        """The kernel's whole log, of which the console has only warnings and worse."""
+        deadline = Deadline.after(_END_SECONDS * self.host.facts.pace, "Reading the kernel's log")
+        try:
+            return self.host.run(["dmesg"], deadline).stdout.encode()
+        except HarnessError as error:
+            return f"The host could not be asked any more: {error}\n".encode()
+
     def say_end(self) -> bool:
         """Have the host's kernel end its log with our mark; whether the mark came out."""
         mark = f"{END_MARK} {self.host.nonce}"
@@ -214,7 +223,7 @@ class _Running:
             # Level 2 is more urgent than any console filter.
             self.host.run(["tee", "/dev/kmsg"], deadline, stdin=f"<2>{mark}\n".encode())
             return any(mark in line for line in self.host.log.follow(deadline, position))
-        except (HarnessError, Violation):
+        except HarnessError:
             return False
 
     def record(self, ended: bool) -> HostRun:

@@ -320,7 +320,8 @@ def test_a_host_that_comes_to_its_end_proves_it(
     assert (run.release, run.qemu_version, run.boot_seconds) == ("6.12.1", "7.2.0", 3.5)
     assert f"{END_MARK} nonce1".encode() in kept["host1-tdp.console.log"]
     assert kept["host1-tdp.qemu.log"] == b"what QEMU said"
-    assert set(kept) == {"host1-tdp.console.log", "host1-tdp.qemu.log"}
+    names = {"host1-tdp.console.log", "host1-tdp.dmesg.log", "host1-tdp.qemu.log"}
+    assert set(kept) == names
 
 
 @pytest.mark.parametrize(
