@@ -101,6 +101,16 @@ def test_nothing_in_the_control_memslot_overlaps() -> None:
     assert in_order[-1].stop <= layout.CONTROL_GPA + layout.CONTROL_BYTES <= layout.MEMORY_GPA
 
 
+@pytest.mark.parametrize("pages", [1, 512, 513, 2048, 16384, layout.MOST_PAGES])
+def test_the_payload_touches_no_more_of_it_than_is_allowed_for(pages: int) -> None:
+    # What a vcpu reads or writes besides the memory under test; lists and ledgers hold a word a
+    # page. The directories of the last GiBs are never walked.
+    gib = -(-(layout.MEMORY_GPA + pages * layout.PAGE_BYTES) // (1 << 30))
+    each = 1 + 1 + 2 * -(-pages * 8 // layout.PAGE_BYTES)  # mailbox, stack, list, ledger
+    touched = 2 + gib + 1 + layout.MOST_VCPUS * each
+    assert touched <= layout.control_pages(pages) <= touched + 16, "a bound, and a close one"
+
+
 def test_the_guest_can_reach_all_memory_that_it_may_have() -> None:
     assert layout.MEMORY_GPA % (1 << 30) == 0
     end = layout.MEMORY_GPA + layout.MOST_PAGES * layout.PAGE_BYTES
