@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-import pytest
+from ranges import in_each_range
 
 from harness.guest.probe import ProbeGuest
 from harness.oracle.evidence import Evidence
@@ -12,22 +12,11 @@ SEED = 0x5EED
 NEW = 0x2E
 WORD = 7
 
-# Splitting a VMA inside of a 2 MiB range makes the primary MMU invalidate all of that range, which
-# would hide that the operation itself does not; so one range begins and ends where no split is.
-RANGES = {
-    "whole": (0, 2048),
-    "aligned": (512, 512),
-    "first": (0, 1),
-    "last": (2047, 1),
-    "middle": (1000, 3),
-}
 
-
-@pytest.mark.parametrize("where", RANGES)
+@in_each_range
 def test_a_read_only_range_is_read_but_not_written(
-    guest: ProbeGuest, evidence: Evidence, where: str
+    guest: ProbeGuest, evidence: Evidence, first: int, pages: int
 ) -> None:
-    first, pages = RANGES[where]
     evidence.content(guest.fill(SEED))
     before = guest.host_read(first, pages, word=WORD)
     evidence.sound(guest)
@@ -48,11 +37,10 @@ def test_a_read_only_range_is_read_but_not_written(
     evidence.sound(guest)
 
 
-@pytest.mark.parametrize("where", RANGES)
+@in_each_range
 def test_an_inaccessible_range_is_not_even_read(
-    guest: ProbeGuest, evidence: Evidence, where: str
+    guest: ProbeGuest, evidence: Evidence, first: int, pages: int
 ) -> None:
-    first, pages = RANGES[where]
     evidence.content(guest.fill(SEED))
     with evidence.told(guest, first, pages):
         guest.mprotect("none", first, pages)

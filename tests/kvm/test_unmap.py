@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-import pytest
+from ranges import in_each_range
 
 from harness.guest.probe import ProbeGuest
 from harness.oracle.evidence import Evidence
@@ -12,20 +12,11 @@ SEED = 0x5EED
 NEW = 0x2E
 WORD = 7
 
-# Splitting a VMA inside of a 2 MiB range makes the primary MMU invalidate all of that range, which
-# would hide that the operation itself does not; so one range begins and ends where no split is.
-RANGES = {
-    "whole": (0, 2048),
-    "aligned": (512, 512),
-    "first": (0, 1),
-    "last": (2047, 1),
-    "middle": (1000, 3),
-}
 
-
-@pytest.mark.parametrize("where", RANGES)
-def test_unmapped_memory_is_out_of_reach(guest: ProbeGuest, evidence: Evidence, where: str) -> None:
-    first, pages = RANGES[where]
+@in_each_range
+def test_unmapped_memory_is_out_of_reach(
+    guest: ProbeGuest, evidence: Evidence, first: int, pages: int
+) -> None:
     evidence.content(guest.fill(SEED))
     evidence.sound(guest)
     frames = evidence.frames(guest, first, pages)
@@ -46,9 +37,10 @@ def test_unmapped_memory_is_out_of_reach(guest: ProbeGuest, evidence: Evidence, 
     evidence.sound(guest)
 
 
-@pytest.mark.parametrize("where", RANGES)
-def test_discarded_memory_reads_as_zero(guest: ProbeGuest, evidence: Evidence, where: str) -> None:
-    first, pages = RANGES[where]
+@in_each_range
+def test_discarded_memory_reads_as_zero(
+    guest: ProbeGuest, evidence: Evidence, first: int, pages: int
+) -> None:
     evidence.content(guest.fill(SEED))
     evidence.sound(guest)
     frames = evidence.frames(guest, first, pages)
