@@ -24,6 +24,11 @@ _VISIT_SECONDS = 30.0
 
 _REFERENCE_PAGES = 16384
 
+_FRUITLESS = 10
+_IDLE_SECONDS = 3.0
+"""Attempts at reclaim, and seconds of them, without effect after which no more are made. Both,
+because on a starved machine one attempt alone may take seconds."""
+
 
 class GuestFactory(Protocol):
     """What tests call to have a guest of their own; the context ends it."""
@@ -241,15 +246,17 @@ class ProbeGuest:
         # guest into the swap cache, where they look as if something held them.
         with self.session.setting("/proc/sys/vm/page-cluster", "0"):
             residency = self.residency()
-            left, moved = residency.outside(hot), deadline.remaining
+            left, moved, fruitless = residency.outside(hot), deadline.remaining, 0
             for _ in deadline.ticks():
                 self.session.ask("drain_lru")
                 self.session.ask("reclaim", cgroup=self.cgroup, size=left * layout.PAGE_BYTES)
                 residency = self.residency()
                 before, left = left, residency.outside(hot)
+                fruitless += 1
                 if left < before:
-                    moved = deadline.remaining
-                if left == 0 or moved - deadline.remaining > 3.0 * self.pace:
+                    moved, fruitless = deadline.remaining, 0
+                idle = moved - deadline.remaining
+                if left == 0 or (fruitless >= _FRUITLESS and idle > _IDLE_SECONDS * self.pace):
                     break
         return residency
 

@@ -10,7 +10,7 @@ from harness.deadline import Deadline
 
 _Finding = TypeVar("_Finding")
 
-_LEAST_LOOKS = 3
+_LEAST_LOOKS = 5
 
 
 def settled(
@@ -22,7 +22,7 @@ def settled(
 
     A page that is being faulted in, or that sits in a CPU's LRU batch, has one reference more for
     a moment, and statistics lag. So findings are told apart by ``key``, and only those whose key
-    was found at each of three looks or more are returned, as last seen.
+    was found at each of five looks or more are returned, as last seen.
     """
     lasting: set[Hashable] | None = None
     looks = 0

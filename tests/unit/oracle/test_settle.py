@@ -114,4 +114,4 @@ def test_a_slow_look_is_repeated_all_the_same(clock: Clock) -> None:
         return look()
 
     assert settled(slow, patience(), key=str) == ("a",)
-    assert looks.number == 3
+    assert looks.number == 5
