@@ -14,13 +14,16 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 from harness.deadline import Deadline
-from harness.errors import ProbeError, Violation
+from harness.errors import OracleUnavailable, ProbeError, Violation
 from harness.guest.observation import Residency, Visit
 from harness.guest.session import GuestLost, Session
 from harness.probe import layout
 
 _VISIT_SECONDS = 30.0
 """How long a vcpu may take for one pass over 64 MiB on a fast machine."""
+
+_RACE_SECONDS = 15.0
+"""How long the rounds of a race may take; less than an answer may."""
 
 _REFERENCE_PAGES = 16384
 
@@ -225,6 +228,16 @@ class ProbeGuest:
         """Store a word into each page with the VMM's CPU, through the primary MMU."""
         self._on_range("poke", first, pages, word=word, value=value)
 
+    def discard_under(self, vcpu: int, page: int, rounds: int) -> tuple[int, int]:
+        """Discard a page under the vcpu that hammers it alone, ``rounds`` times.
+
+        Returns how many rounds there was time for, and in how many of them writes of the vcpu
+        that began after the discard were lost: they went to the old page.
+        """
+        seconds = _RACE_SECONDS * self.pace
+        played = self.ask("discard_under", vcpu=vcpu, page=page, rounds=rounds, seconds=seconds)
+        return int(played["rounds"]), int(played["lost"])
+
     @contextlib.contextmanager
     def forked(self) -> Iterator[Child]:
         """A child of the VMM that shares the memory copy-on-write while the context is open."""
@@ -249,7 +262,7 @@ class ProbeGuest:
             left, moved, fruitless = residency.outside(hot), deadline.remaining, 0
             for _ in deadline.ticks():
                 self.session.ask("drain_lru")
-                self.session.ask("reclaim", cgroup=self.cgroup, size=left * layout.PAGE_BYTES)
+                self._press(left * layout.PAGE_BYTES)
                 residency = self.residency()
                 before, left = left, residency.outside(hot)
                 fruitless += 1
@@ -259,6 +272,14 @@ class ProbeGuest:
                 if left == 0 or (fruitless >= _FRUITLESS and idle > _IDLE_SECONDS * self.pace):
                     break
         return residency
+
+    def _press(self, size: int) -> None:
+        try:
+            self.session.ask("reclaim", cgroup=self.cgroup, size=size)
+        except FileNotFoundError as error:
+            raise OracleUnavailable(
+                "The host's kernel has no memory.reclaim, which came with v5.19."
+            ) from error
 
     def kill(self, signum: int) -> int:
         """Kill the VMM and return its wait status once it is gone."""
@@ -365,7 +386,9 @@ class ProbeGuest:
 def probe_guest(session: Session, pages: int = 2048, vcpus: int = 1) -> Iterator[ProbeGuest]:
     """A new probe guest with ``pages`` pages of 4 KiB, ended when the context closes."""
     name = session.new_name("guest")
-    answer = session.ask("create", name=name, pages=pages, vcpus=vcpus, seconds=session.patience)
+    # Half of our own patience, so that a VMM that hangs is told apart from an agent that does.
+    seconds = session.patience / 2
+    answer = session.ask("create", name=name, pages=pages, vcpus=vcpus, seconds=seconds)
     try:
         if "ok" not in answer:
             said = answer.get("died", answer)

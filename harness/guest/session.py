@@ -108,6 +108,8 @@ class Session:
         error = reply.get("error", {})
         if error.get("errno") is not None:
             raise OSError(error["errno"], f"{what} on the host: {error['text']}")
+        if error.get("kind") == "ChildKilled":
+            raise Violation("VMM", f"the forked child to live through {what}", error["text"])
         raise ProbeError(f"The probe could not do {what}: {error or reply}.")
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,10 @@ from harness.probe.memory import Memory
 from harness.probe.vm import MEMORY_SLOT, VirtualMachine
 
 Handler = Callable[..., Any]
+
+
+class ChildKilled(Exception):
+    """A forked child ended in the middle of a request, as when the kernel kills it by SIGBUS."""
 
 
 def serve(connection: socket.socket, handlers: dict[str, Handler]) -> None:
@@ -83,6 +88,7 @@ class Vmm:
             "list": self._machine.list_words,
             "statistics": self.statistics,
             "set_slot": self.set_slot,
+            "discard_under": self.discard_under,
             "fork": self.fork,
             "child": self.child,
             "end_child": self.end_child,
@@ -131,6 +137,27 @@ class Vmm:
         size = size_pages * layout.PAGE_BYTES
         self._machine.set_slot(MEMORY_SLOT, layout.MEMORY_GPA, hva, size)
 
+    def discard_under(self, vcpu: int, page: int, rounds: int, seconds: float) -> dict[str, int]:
+        """Discard the one page that a vcpu hammers, again and again, and see where writes go.
+
+        Done here because what comes after madvise(2) must come at once. A visit that began after
+        the discard has stored to the page when two more have begun; the new page cannot be zero
+        then. Returns how many ``rounds`` were played within ``seconds``, and in how many of them
+        the writes were ``lost``: still going to the page that was discarded.
+        """
+        mailbox = self._machine.vcpus[vcpu].mailbox
+        until = time.monotonic() + seconds
+        played = lost = 0
+        while played < rounds and time.monotonic() < until:
+            self._memory.madvise(page, 1, "dontneed")
+            start = mailbox.done
+            while mailbox.done < start + 3 and time.monotonic() < until:
+                pass
+            if mailbox.done >= start + 3:
+                played += 1
+                lost += self._memory.peek(page, 1, vcpu)[0] == 0
+        return {"rounds": played, "lost": lost}
+
     def fork(self, name: str) -> int:
         """Fork a child that shares the memory copy-on-write and answers under ``name``."""
         ours, theirs = socket.socketpair()
@@ -149,9 +176,16 @@ class Vmm:
     def child(self, name: str, request: dict[str, Any]) -> Any:
         """Pass a request on to a forked child."""
         _, connection = self._children[name]
-        connection.sendall(json.dumps(request).encode() + b"\n")
-        with connection.makefile("rb") as stream:
-            reply = json.loads(stream.readline())
+        try:
+            connection.sendall(json.dumps(request).encode() + b"\n")
+            with connection.makefile("rb") as stream:
+                line = stream.readline()
+        except (BrokenPipeError, ConnectionResetError):
+            line = b""
+        if not line:
+            status = self.end_child(name)
+            raise ChildKilled(f"the forked child ended with wait status {status}")
+        reply = json.loads(line)
         if "error" in reply:
             error = reply["error"]
             raise OSError(error["errno"], f"in the forked child: {error['text']}")

@@ -124,3 +124,11 @@ def test_a_conversation_is_lines_until_the_peer_hangs_up() -> None:
         here.shutdown(socket.SHUT_RDWR)
     thread.join(5)
     assert not thread.is_alive()
+
+
+def test_a_child_that_is_killed_is_no_mystery(ours: vmm.Vmm) -> None:
+    pid = ask(ours, "fork", name="c")["ok"]
+    os.kill(pid, signal.SIGKILL)
+    error = child(ours, "c", "peek", first=0, pages=1, word=0)["error"]
+    assert error["kind"] == "ChildKilled"
+    assert "wait status 9" in error["text"]
