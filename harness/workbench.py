@@ -178,8 +178,6 @@ class Workbench:
             # A host that is beyond an orderly end has been judged already.
             running.stack.close()
         self._keep(f"{running.name}.console.log", running.host.log.text().encode())
-        for log in sorted(running.directory.glob("*.log")):
-            self._keep(f"{running.name}.{log.name}", log.read_bytes())
 
     def _boot(self, mode: Mmu) -> _Running:
         parts = self.parts
@@ -187,12 +185,18 @@ class Workbench:
         directory = self._directory / name
         directory.mkdir(mode=0o700)
         with contextlib.ExitStack() as stack:
+            stack.callback(self._keep_logs, directory)
             spec = host_spec(parts, mode)
             host = stack.enter_context(boot(spec, directory, parts.kernel, self._progress))
             if parts.control:
                 _confirm(parts.control, host)
             agent = stack.enter_context(session(host, parts.probe))
             return _Running(name, mode, directory, host, agent, stack.pop_all())
+
+    def _keep_logs(self, directory: Path) -> None:
+        """Keep what a host left in its directory, whether it came up or not."""
+        for log in sorted(directory.glob("*.log")):
+            self._keep(f"{directory.name}.{log.name}", log.read_bytes())
 
 
 @dataclasses.dataclass(frozen=True)
