@@ -167,14 +167,29 @@ class SuitePlugin:
                 self._run.report(self._outcome(item))
         return report
 
-    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
-        """Give the verdict, and leave with its exit code."""
-        if self._run is None:
-            return
-        if exitstatus == pytest.ExitCode.INTERRUPTED and not session.shouldstop:
-            self._run.problem(Interrupted(self._signal))
-        record = self._run.finish()
-        session.exitstatus = int(record.verdict.exit_code)
+    @pytest.hookimpl(wrapper=True)
+    def pytest_sessionfinish(
+        self, session: pytest.Session, exitstatus: int
+    ) -> Generator[None, object, object]:
+        """Give the verdict when all fixtures are gone, and leave with its exit code."""
+        stopped = exitstatus == pytest.ExitCode.INTERRUPTED and not session.shouldstop
+        try:
+            return (yield)
+        except Exception as error:
+            if self._run is None:
+                raise
+            # What cannot be taken down after an interrupt is what the interrupt cut short.
+            if not stopped:
+                self._run.problem(error)
+            return None
+        finally:
+            if self._run is not None:
+                self._conclude(self._run, session, stopped)
+
+    def _conclude(self, run: Run, session: pytest.Session, stopped: bool) -> None:
+        if stopped:
+            run.problem(Interrupted(self._signal))
+        session.exitstatus = int(run.finish().verdict.exit_code)
         self._stack.close()
         if self._speaks:
             self.pytest_terminal_summary()
@@ -389,12 +404,14 @@ class _Ending:
         """Tell an interrupt, which may come before the first test, from errors of collection."""
         self.interrupted = not isinstance(excinfo.value, pytest.Session.Interrupted)
 
-    @pytest.hookimpl(trylast=True)
-    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> Generator[None, object, object]:
         """Take the code from the plugin, if it came to a verdict."""
+        result = yield
         suite = session.config.pluginmanager.get_plugin(_PLUGIN)
         if isinstance(suite, SuitePlugin):
             self.verdict = suite.exit_code
+        return result
 
 
 _ROOT = Path(__file__).resolve().parent.parent
