@@ -95,7 +95,7 @@ class SuitePlugin:
         self._run: Run | None = None
         # Without pytest's own reporter, which is how check() runs, this plugin reports.
         self._speaks = config.pluginmanager.is_blocked("terminal")
-        self._signal = signal.SIGINT
+        self._signal: signal.Signals | None = None
 
     @property
     def exit_code(self) -> ExitCode | None:
@@ -123,7 +123,7 @@ class SuitePlugin:
             return None
         if not requests and not self._speaks:
             return None
-        for signum in (signal.SIGTERM, signal.SIGHUP):
+        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(signum, self._stop)
         janitor = self._stack.enter_context(Janitor())
         progress = self._progress()
@@ -165,6 +165,9 @@ class SuitePlugin:
             _Judged.of(item).add(call)
             if call.when == "teardown":
                 self._run.report(self._outcome(item))
+                if self._signal is not None:
+                    # Whoever swallowed the interrupt shall not make us go on.
+                    item.session.shouldstop = "the run was interrupted"
         return report
 
     @pytest.hookimpl(wrapper=True)
@@ -172,7 +175,9 @@ class SuitePlugin:
         self, session: pytest.Session, exitstatus: int
     ) -> Generator[None, object, object]:
         """Give the verdict when all fixtures are gone, and leave with its exit code."""
-        stopped = exitstatus == pytest.ExitCode.INTERRUPTED and not session.shouldstop
+        stopped = self._signal is not None or (
+            exitstatus == pytest.ExitCode.INTERRUPTED and not session.shouldstop
+        )
         try:
             return (yield)
         except Exception as error:
@@ -188,7 +193,7 @@ class SuitePlugin:
 
     def _conclude(self, run: Run, session: pytest.Session, stopped: bool) -> None:
         if stopped:
-            run.problem(Interrupted(self._signal))
+            run.problem(Interrupted(self._signal or signal.SIGINT))
         session.exitstatus = int(run.finish().verdict.exit_code)
         self._stack.close()
         if self._speaks:
