@@ -24,6 +24,7 @@ def test_a_vmm_killed_while_its_guest_runs_gives_all_memory_back(
     guest: ProbeGuest, evidence: Evidence
 ) -> None:
     evidence.content(guest.fill(SEED))
+    evidence.sound(guest)
     frames = evidence.frames(guest)
     guest.hammer_unattended().await_visits(1)
     guest.kill(signal.SIGKILL)
