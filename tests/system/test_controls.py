@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from checking import check
+from checking import verdict
 
 # The control, the tests that should see it, and the oracles of which one must name a page.
 CONTROLS = {
@@ -22,7 +22,7 @@ CONTROLS = {
 @pytest.mark.parametrize("name", CONTROLS)
 def test_a_control_fails_and_says_where(tmp_path: Path, name: str, mode: str) -> None:
     selection, oracles = CONTROLS[name]
-    checked = check(tmp_path, f"--control={name}", f"--mmu={mode}", f"-k{selection}")
+    checked = verdict(tmp_path, f"--control={name}", f"--mmu={mode}", f"-k{selection}")
     assert checked.code == 1
     assert checked.results["verdict"]["word"] == "FAIL"
     assert checked.results["kernel"]["control"] == name
@@ -40,6 +40,6 @@ def test_a_control_fails_and_says_where(tmp_path: Path, name: str, mode: str) ->
 def test_the_kernel_of_the_controls_passes_with_none_on(tmp_path: Path) -> None:
     patches = sorted((Path(__file__).parents[2] / "patches/controls/6.12").glob("*.patch"))
     words = [f"--patch={patch}" for patch in patches]
-    checked = check(tmp_path, *words, "--mmu=tdp", "-kmiddle or idle or killed_vmm")
+    checked = verdict(tmp_path, *words, "--mmu=tdp", "-kmiddle or idle or killed_vmm")
     assert checked.code == 0
     assert checked.outcomes() == {"pass"}

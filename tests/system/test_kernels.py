@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from checking import check
+from checking import verdict
 
 
 def test_the_default_kernel_passes_the_whole_suite(tmp_path: Path) -> None:
-    checked = check(tmp_path)
+    checked = verdict(tmp_path)
     assert checked.code == 0
     assert checked.outcomes() == {"pass"}
     assert {test["mmu"] for test in checked.results["tests"]} == {"tdp", "shadow"}
@@ -23,7 +23,7 @@ def test_the_default_kernel_passes_the_whole_suite(tmp_path: Path) -> None:
 def test_a_prebuilt_kernel_passes_without_the_oracles_that_need_debug_information(
     tmp_path: Path,
 ) -> None:
-    checked = check(
+    checked = verdict(
         tmp_path, "--kernel=deb:linux-image-amd64", "--mmu=tdp", "-kmiddle or idle or killed"
     )
     assert checked.code == 0
