@@ -1,13 +1,20 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Fetch kernels and kernel sources from Debian with apt, which verifies them; needs no root."""
+"""Fetch kernels and kernel sources from Debian with apt, which verifies them; needs no root.
+
+The package lists of the machine are asked first. Where they do not know a package, or know one
+that the archive has no more, lists of our own are fetched, from the same archives with the same
+keys: a machine's lists are as old as its last ``apt-get update``, which only root can run.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import hashlib
+import math
 import re
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from harness.command import Completed, require, run
@@ -21,12 +28,19 @@ _RECIPE = 1
 
 _ASK_SECONDS = 60.0
 _DOWNLOAD_SECONDS = 3600.0
+_LISTS_SECONDS = 600.0
+_WEEK_SECONDS = 7 * 24 * 3600.0
+"""Lists that are older name packages that the archive may have no more."""
+
+_FRESH_SECONDS = 3600.0
+"""How old lists of our own may be before a package that they lack makes us fetch them again."""
+
 _UNPACK_SECONDS = 600.0
 _LONGEST_CHAIN = 4
 """How many metapackages may depend on each other until a kernel comes."""
 
 _KERNEL_PACKAGE = re.compile(r"(?:^|(?<=[\s,|]))(linux-image-[a-z0-9][a-z0-9.+~-]*)")
-_UPDATE = "run `apt-get update` as root"
+_UPDATE = "check /etc/apt and the network"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,14 +61,20 @@ class Package:
 
 
 class Apt:
-    """What apt knows on this machine, and its downloads unpacked in the store."""
+    """What apt knows on this machine, and its downloads unpacked in the store.
 
-    def __init__(self, store: Store) -> None:
+    ``lists`` is the directory of the machine's package lists, of which only the age is looked at.
+    """
+
+    def __init__(self, store: Store, lists: Path = Path("/var/lib/apt/lists")) -> None:
         self._store = store
+        self._lists = lists
+        self._ours = False
 
     def source(self, series: str) -> Package:
         """The package linux-source-``series``; raises SourceError if apt does not know it."""
-        return self._candidate(f"linux-source-{series}", r"linux-source-[0-9.]+")
+        name = f"linux-source-{series}"
+        return self._known(lambda: self._candidate(name, r"linux-source-[0-9.]+"))
 
     def image(self, version: str) -> Package:
         """The package with the kernel that ``deb:linux-image-version`` means.
@@ -63,6 +83,9 @@ class Apt:
         where there is no other. Anything else ends a package's name; metapackages are followed.
         Raises SourceError if there is none.
         """
+        return self._known(lambda: self._image(version))
+
+    def _image(self, version: str) -> Package:
         if re.fullmatch(r"[0-9]+(\.[0-9]+)+", version):
             package = self._newest(version)
         else:
@@ -116,8 +139,8 @@ class Apt:
             ["apt-get", *self._options(), "-q", "download", wanted],
             _DOWNLOAD_SECONDS,
             cwd=directory,
-            hint=f"{package.title} could not be downloaded; check the network, and {_UPDATE}, "
-            "since the archive may have a newer version by now.",
+            hint=f"{package.title} could not be downloaded; {_UPDATE}, and whether the "
+            "archive has a newer version by now.",
         )
         archives = list(directory.glob("*.deb"))
         if len(archives) != 1:
@@ -130,6 +153,34 @@ class Apt:
                 )
         return archives[0]
 
+    def _known(self, find: Callable[[], Package]) -> Package:
+        """What ``find`` finds in the machine's lists, or else in lists of our own."""
+        if not self._ours and _age(self._lists.glob("*Packages*")) > _WEEK_SECONDS:
+            self._fetch_lists(_WEEK_SECONDS)
+        try:
+            return find()
+        except (SourceError, MachineUnfitError):
+            if not self._fetch_lists(_FRESH_SECONDS):
+                raise
+        return find()
+
+    def _fetch_lists(self, oldest: float) -> bool:
+        """Use lists of our own from now on, fetched if they are older; whether that is news."""
+        fetched = False
+        with self._store.lock("apt-lists"):
+            lists = self._store.directory("apt/lists")
+            mark = lists / "fetched"
+            if _age([mark]) > oldest:
+                (lists / "partial").mkdir(exist_ok=True)
+                # As root, apt would fetch as its own user, who may not write to our cache.
+                argv = ["apt-get", *self._options(ours=True), "-o", "APT::Sandbox::User=root"]
+                fetched = self._run([*argv, "-q", "update"], _LISTS_SECONDS, check=False).status == 0
+                if fetched:
+                    mark.touch()
+            news = fetched or (mark.exists() and not self._ours)
+        self._ours = self._ours or news
+        return news
+
     def _candidate(self, name: str, alike: str) -> Package:
         """The version of a package that apt would install."""
         found = self._records([name])
@@ -140,7 +191,7 @@ class Apt:
         offer = ", ".join(package.name for package in self._newest_first(known)[:6]) or "none"
         raise SourceError(
             f"apt knows no package {name} that can be downloaded; it knows {offer}. "
-            f"If that is out of date, {_UPDATE}."
+            f"If it should know more, {_UPDATE}."
         )
 
     def _newest(self, series: str) -> Package:
@@ -161,7 +212,7 @@ class Apt:
             self._require_lists()
             raise SourceError(
                 f"apt knows no kernel image of series {series} for amd64; "
-                f"if that is out of date, {_UPDATE}."
+                f"if it should know one, {_UPDATE}."
             )
         return newest[0]
 
@@ -198,18 +249,24 @@ class Apt:
     def _require_lists(self) -> None:
         argv = ["apt-get", *self._options(), "indextargets", "Created-By: Packages"]
         if not self._run(argv, _ASK_SECONDS, check=False).stdout.strip():
-            raise MachineUnfitError(f"apt has no package lists on this machine; {_UPDATE}.")
+            raise MachineUnfitError(
+                f"apt has no package lists on this machine, and could fetch none; {_UPDATE}."
+            )
 
-    def _options(self) -> tuple[str, ...]:
+    def _options(self, *, ours: bool | None = None) -> tuple[str, ...]:
         # apt's own cache file is switched off in containers and cannot be written by plain users;
         # with one of ours an answer takes 0.2 s instead of 0.7 s. apt renews it when it must.
+        ours = self._ours if ours is None else ours
         directory = self._store.directory("apt")
-        return (
-            "-o",
-            f"Dir::Cache::pkgcache={directory}/pkgcache.bin",
-            "-o",
-            f"Dir::Cache::srcpkgcache={directory}/srcpkgcache.bin",
-        )
+        lists = self._store.directory("apt/lists")
+        caches = directory / "ours" if ours else directory
+        caches.mkdir(exist_ok=True)
+        settings = [
+            f"Dir::Cache::pkgcache={caches}/pkgcache.bin",
+            f"Dir::Cache::srcpkgcache={caches}/srcpkgcache.bin",
+            *([f"Dir::State::Lists={lists}"] if ours else []),
+        ]
+        return tuple(word for setting in settings for word in ("-o", setting))
 
     def _run(
         self,
@@ -230,6 +287,12 @@ class Apt:
             check=check,
             hint=hint,
         )
+
+
+def _age(files: Iterable[Path]) -> float:
+    """Seconds since the newest of the files that exist was written; infinite for none."""
+    times = [path.stat().st_mtime for path in files if path.exists()]
+    return time.time() - max(times) if times else math.inf
 
 
 def _fields(record: str) -> dict[str, str]:
