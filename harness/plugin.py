@@ -245,15 +245,20 @@ class SuitePlugin:
     def probe_guest(self, session: Session, evidence: Evidence) -> GuestFactory:
         """Makes probe guests on the host; each ends with its context."""
 
-        def make(pages: int = _PAGES, vcpus: int = 1) -> Any:
-            return new_guest(session, pages, vcpus)
+        def make(pages: int = _PAGES, vcpus: int = 1, backing: str = _BACKING) -> Any:
+            return new_guest(session, pages, vcpus, backing)
 
         return make
 
     @pytest.fixture
-    def guest(self, probe_guest: GuestFactory) -> Iterator[ProbeGuest]:
-        """A probe guest with 8 MiB of anonymous memory and one vcpu."""
-        with probe_guest() as guest:
+    def backing(self) -> str:
+        """The kind of memory that a test's guest has, unless the test is parametrized with it."""
+        return _BACKING
+
+    @pytest.fixture
+    def guest(self, probe_guest: GuestFactory, backing: str) -> Iterator[ProbeGuest]:
+        """A probe guest with 8 MiB of memory of the test's backing, and one vcpu."""
+        with probe_guest(backing=backing) as guest:
             yield guest
 
     @pytest.fixture

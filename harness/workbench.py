@@ -41,6 +41,8 @@ _END_SECONDS = 20.0
 _SYSCTL = (
     # Drops sptes whenever it likes, which is a scenario of its own and a disturbance in others.
     ("kernel.numa_balancing", "0"),
+    # For guests on hugetlb memory; a guest of 8 MiB, its child, and as much again on each node.
+    ("vm.nr_hugepages", "24"),
 )
 
 DEFAULT_KERNEL = "deb:linux-source-6.12"

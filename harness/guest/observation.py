@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 _PRESENT = np.uint64(1 << 63)
 _SWAPPED = np.uint64(1 << 62)
+_SOFT_DIRTY = np.uint64(1 << 55)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,11 +49,13 @@ class Residency:
 
     ``present`` and ``swapped`` are the pte's word (pagemap); ``resident`` is mincore's, which
     counts a page in the swap cache as resident even though its pte is a swap entry.
+    ``soft_dirty`` marks pages written to since the last time that soft-dirty bits were cleared.
     """
 
     present: npt.NDArray[np.bool_]
     swapped: npt.NDArray[np.bool_]
     resident: npt.NDArray[np.bool_]
+    soft_dirty: npt.NDArray[np.bool_]
 
     @classmethod
     def unpacked(cls, pagemap: str, mincore: str) -> Residency:
@@ -63,6 +66,7 @@ class Residency:
             present=(entries & _PRESENT) != 0,
             swapped=(entries & _SWAPPED) != 0,
             resident=(core & 1) != 0,
+            soft_dirty=(entries & _SOFT_DIRTY) != 0,
         )
 
     def outside(self, hot: range) -> int:

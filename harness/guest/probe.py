@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 from harness.deadline import Deadline
@@ -27,6 +28,8 @@ _RACE_SECONDS = 15.0
 
 _REFERENCE_PAGES = 16384
 
+_COLLAPSE_SECONDS = 5.0
+
 _FRUITLESS = 10
 _IDLE_SECONDS = 3.0
 """Attempts at reclaim, and seconds of them, without effect after which no more are made. Both,
@@ -37,9 +40,9 @@ class GuestFactory(Protocol):
     """What tests call to have a guest of their own; the context ends it."""
 
     def __call__(
-        self, pages: int = ..., vcpus: int = ...
+        self, pages: int = ..., vcpus: int = ..., backing: str = ...
     ) -> contextlib.AbstractContextManager[ProbeGuest]:
-        """A guest with ``pages`` pages of 4 KiB."""
+        """A guest with ``pages`` pages of 4 KiB on memory of the kind ``backing``."""
 
 
 class Child:
@@ -112,12 +115,21 @@ class Hammer:
 class ProbeGuest:
     """A probe guest on a host."""
 
-    def __init__(self, session: Session, name: str, facts: Mapping[str, Any], cgroup: str) -> None:
+    def __init__(
+        self,
+        session: Session,
+        name: str,
+        facts: Mapping[str, Any],
+        cgroup: str,
+        backing: str = "anon",
+    ) -> None:
         self.session = session
         self.name = name
         self.cgroup = cgroup
+        self.backing = backing
         self.pid = int(facts["pid"])
         self.vm_fd = int(facts["vm_fd"])
+        self._statistics_fd = int(facts["statistics_fd"])
         self.hva = int(facts["hva"])
         self.gpa = int(facts["gpa"])
         self.pages = int(facts["pages"])
@@ -175,15 +187,18 @@ class ProbeGuest:
         *,
         writing: bool = True,
         patient: bool = False,
+        alias: bool = False,
     ) -> Iterator[Hammer]:
         """A vcpu that goes over the pages without end while the context is open.
 
         Each visit compares the vcpu's own word with what it last wrote there, and ``writing``
         then increments it. The memory must have been filled before. ``patient`` tries a refused
-        access again until it is granted, instead of ending.
+        access again until it is granted, instead of ending. Through the ``alias``, a memslot that
+        comes and goes, a vcpu goes on also while there is none; what it read then is nothing.
         """
         orders = self._orders(layout.OP_HAMMER, first, pages, word=vcpu, seed=int(writing))
-        hammer = self._hammer(vcpu, {**orders, "patient": int(patient)})
+        manners = {"patient": int(patient), "alias": int(alias), "homeless": int(alias)}
+        hammer = self._hammer(vcpu, {**orders, **manners})
         try:
             yield hammer
         except BaseException:
@@ -208,6 +223,36 @@ class ProbeGuest:
         """Call madvise(2) on a range of the memory."""
         self._on_range("madvise", first, pages, advice=advice)
 
+    def collapse(self) -> int:
+        """Collapse the memory into large pages with MADV_COLLAPSE; whether it went well, as 0 or 1.
+
+        The kernel says EAGAIN or EBUSY for what may succeed a moment later; a page with a
+        reference too many never does. Raises OracleUnavailable before commit 7d8faaf15545
+        ("mm/madvise: introduce MADV_COLLAPSE sync hugepage collapse") (in v6.1).
+        """
+        self.madvise("hugepage")
+        for _ in Deadline.after(_COLLAPSE_SECONDS * self.pace, "Collapsing").ticks():
+            try:
+                with _lacking("MADV_COLLAPSE, which came with v6.1"):
+                    self.madvise("collapse")
+            except OSError as error:
+                if error.errno not in (errno.EAGAIN, errno.EBUSY):
+                    raise
+                self.session.ask("drain_lru")
+                continue
+            return 1
+        return 0
+
+    def split_large_pages(self) -> None:
+        """Have the kernel split all large pages of the memory, through debugfs.
+
+        Raises OracleUnavailable before commit fa6c02315f74 ("mm: huge_memory: a new debugfs
+        interface for splitting THP tests") (in v5.13).
+        """
+        span = f"{self.pid},{self.hva:#x},{self.hva + self.bytes:#x}"
+        with _lacking("/sys/kernel/debug/split_huge_pages for one process"):
+            self.session.ask("write", path="/sys/kernel/debug/split_huge_pages", text=span)
+
     def mprotect(self, protection: str, first: int = 0, pages: int | None = None) -> None:
         """Call mprotect(2) with ``none``, ``read`` or ``readwrite``."""
         self._on_range("mprotect", first, pages, protection=protection)
@@ -228,15 +273,148 @@ class ProbeGuest:
         """Store a word into each page with the VMM's CPU, through the primary MMU."""
         self._on_range("poke", first, pages, word=word, value=value)
 
-    def discard_under(self, vcpu: int, page: int, rounds: int) -> tuple[int, int]:
-        """Discard a page under the vcpu that hammers it alone, ``rounds`` times.
+    def replace(self, first: int = 0, pages: int | None = None) -> None:
+        """Map fresh anonymous memory over a range, whatever the backing is."""
+        self._on_range("replace", first, pages)
 
-        Returns how many rounds there was time for, and in how many of them writes of the vcpu
-        that began after the discard were lost: they went to the old page.
+    def move_away(self, first: int = 0, pages: int | None = None, *, leaving: bool = False) -> int:
+        """Move a range to another address with mremap(2), which is returned.
+
+        A hole is left, or with ``leaving`` a mapping without pages. Raises OracleUnavailable before
+        commit e346b3813067 ("mm/mremap: add MREMAP_DONTUNMAP to mremap()") (in v5.7).
+        """
+        with _lacking("MREMAP_DONTUNMAP") if leaving else contextlib.nullcontext():
+            return int(self._on_range("move", first, pages, leaving=leaving))
+
+    def move_back(self, address: int, first: int = 0, pages: int | None = None) -> None:
+        """Move a range that was moved away back to where it was."""
+        self._on_range("move_back", first, pages, source=address)
+
+    def follow(self, address: int) -> None:
+        """Let the memslot follow memory that was moved as a whole."""
+        self.ask("follow", address=address)
+        self.hva = address
+
+    def resize(self, old: int, new: int) -> None:
+        """Shrink or grow the first ``old`` pages of the memory to ``new``, where they are."""
+        self.ask("resize", old=old, new=new)
+
+    def remap_file_pages(self, first: int, pages: int, source: int) -> None:
+        """Show the file from page ``source`` on in a range, with remap_file_pages(2)."""
+        self._on_range("remap_file_pages", first, pages, source=source)
+
+    def truncate(self, pages: int) -> None:
+        """Give the file below the memory the size of so many pages."""
+        self.ask("truncate", pages=pages)
+
+    def punch(self, first: int = 0, pages: int | None = None) -> None:
+        """Punch a hole into the file below the memory."""
+        self._on_range("punch", first, pages)
+
+    def allocate(self, first: int = 0, pages: int | None = None) -> None:
+        """Have room in the file below the memory, with fallocate(2)."""
+        self._on_range("allocate", first, pages)
+
+    def msync(self, first: int = 0, pages: int | None = None) -> None:
+        """Call msync(2) with MS_SYNC."""
+        self._on_range("msync", first, pages)
+
+    def fsync(self) -> None:
+        """Call fsync(2) on the file below the memory."""
+        self.ask("fsync")
+
+    def stored(self, first: int = 0, pages: int | None = None, word: int = 0) -> list[int]:
+        """A word of each page as it is on the disk, past the page cache."""
+        return list(self._on_range("stored", first, pages, word=word))
+
+    def race(self, kind: str, vcpu: int, page: int, rounds: int) -> tuple[int, int]:
+        """Do something to the page that a vcpu hammers alone, ``rounds`` times; see probe/race.py.
+
+        Returns how many rounds there was time for, and in how many of them a write of the vcpu
+        went where it may not go any more.
         """
         seconds = _RACE_SECONDS * self.pace
-        played = self.ask("discard_under", vcpu=vcpu, page=page, rounds=rounds, seconds=seconds)
+        played = self.ask("race", kind=kind, vcpu=vcpu, page=page, rounds=rounds, seconds=seconds)
         return int(played["rounds"]), int(played["lost"])
+
+    @contextlib.contextmanager
+    def aliased(self) -> Iterator[None]:
+        """A second memslot on the same memory comes, moves and goes while the context is open.
+
+        Raises ProbeError when it never came and went.
+        """
+        self.ask("begin_aliasing")
+        yield
+        if not self.ask("end_aliasing"):
+            raise ProbeError("No memslot came and went while the context was open.")
+
+    @contextlib.contextmanager
+    def write_protected(self, first: int = 0, pages: int | None = None) -> Iterator[None]:
+        """A range is write-protected through userfaultfd; see ``faults``.
+
+        Raises OracleUnavailable on a kernel that cannot do that to memory of this kind.
+        """
+        features = ["write-protect"]
+        if self.backing in ("hugetlb", "memfd"):
+            features.append("write-protect-files")
+        with _lacking("userfaultfd write protection of this memory"):
+            self._on_range("protect_by_userfault", first, pages, features=features)
+        yield
+        self.ask("end_protection")
+
+    def faults(self) -> list[int]:
+        """The pages of the write-protected range at which somebody waited, from its start."""
+        return list(self.ask("faults"))
+
+    def move_by_userfault(self, first: int, pages: int) -> int:
+        """Move pages out of the memory with UFFDIO_MOVE; returns the address where they are."""
+        with _lacking("UFFDIO_MOVE, which came with v6.8"):
+            return int(self._on_range("move_by_userfault", first, pages))
+
+    # What is done to it by others.
+
+    def move_to_node(self, node: int) -> dict[str, Any]:
+        """Another process moves all pages to a node: how many were ``left``, the ``places``."""
+        return dict(
+            self.session.ask(
+                "move_pages", pid=self.pid, address=self.hva, pages=self.pages, node=node
+            )
+        )
+
+    def migrate(self, old: int, new: int) -> int:
+        """Another process migrates all pages from one node to another; how many it could not."""
+        return int(self.session.ask("migrate_pages", pid=self.pid, old=old, new=new))
+
+    def advised_by_another(self, advice: str) -> int:
+        """Another process advises on all of the memory; how many bytes were advised on."""
+        with _lacking("process_madvise of this advice"):
+            return int(
+                self.session.ask(
+                    "advise", pid=self.pid, address=self.hva, size=self.bytes, advice=advice
+                )
+            )
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[Callable[[], dict[str, int]]]:
+        """Another process has the VM open, too, while the context is open.
+
+        Yields what asks it for KVM's counters of the VM, also when the VMM is gone.
+        """
+        self.session.ask(
+            "hold_vm", name=self.name, vm_fd=self.vm_fd, statistics_fd=self._statistics_fd
+        )
+        yield lambda: dict(self.session.ask("held_statistics", name=self.name))
+        self.session.ask("let_go", name=self.name)
+
+    def await_death(self) -> int | None:
+        """The wait status of a VMM that dies by itself in time, or None if it lives on."""
+        seconds = self.session.patience / 2
+        status = self.session.ask("await_death", name=self.name, seconds=seconds)
+        return None if status is None else int(status)
+
+    def limit(self, name: str, value: int | str) -> None:
+        """Write a limit of the guest's cgroup, as ``memory.max``."""
+        self.session.ask("write", path=f"{self.cgroup}/{name}", text=str(value))
 
     @contextlib.contextmanager
     def forked(self) -> Iterator[Child]:
@@ -272,6 +450,11 @@ class ProbeGuest:
                 if left == 0 or (fruitless >= _FRUITLESS and idle > _IDLE_SECONDS * self.pace):
                     break
         return residency
+
+    def press(self, pages: int) -> None:
+        """Ask the kernel once to reclaim so many pages of the guest's cgroup."""
+        with self.session.setting("/proc/sys/vm/page-cluster", "0"):
+            self._press(pages * layout.PAGE_BYTES)
 
     def _press(self, size: int) -> None:
         try:
@@ -383,17 +566,35 @@ class ProbeGuest:
 
 
 @contextlib.contextmanager
-def probe_guest(session: Session, pages: int = 2048, vcpus: int = 1) -> Iterator[ProbeGuest]:
-    """A new probe guest with ``pages`` pages of 4 KiB, ended when the context closes."""
+def _lacking(what: str) -> Iterator[None]:
+    """An argument that the kernel does not know is something that it lacks."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS):
+            raise
+        raise OracleUnavailable(f"The host's kernel has no {what} ({error}).") from error
+
+
+@contextlib.contextmanager
+def probe_guest(
+    session: Session, pages: int = 2048, vcpus: int = 1, backing: str = "anon"
+) -> Iterator[ProbeGuest]:
+    """A new probe guest with ``pages`` pages of 4 KiB, ended when the context closes.
+
+    ``backing`` is a name from harness/probe/backing.py.
+    """
     name = session.new_name("guest")
     # Half of our own patience, so that a VMM that hangs is told apart from an agent that does.
     seconds = session.patience / 2
-    answer = session.ask("create", name=name, pages=pages, vcpus=vcpus, seconds=seconds)
+    answer = session.ask(
+        "create", name=name, pages=pages, vcpus=vcpus, seconds=seconds, backing=backing
+    )
     try:
         if "ok" not in answer:
             said = answer.get("died", answer)
             raise ProbeError(f"The host could not start a probe guest: {said}.")
-        yield ProbeGuest(session, name, answer["ok"], answer["cgroup"])
+        yield ProbeGuest(session, name, answer["ok"], answer["cgroup"], backing)
     except BaseException:
         # What failed matters more than whether the guest can still be ended: one that hangs in
         # the kernel cannot, and that is the kernel's failure.

@@ -56,6 +56,12 @@ class Session:
         """
         return self._value(op, self._exchange({"op": op, **arguments}, self.patience))
 
+    def ask_all(self, *requests: tuple[str, dict[str, Any]]) -> list[Any]:
+        """Ask the agent several things in order, in one exchange; raises for the first failure."""
+        wanted = [{"op": op, **arguments} for op, arguments in requests]
+        replies = self.ask("all", requests=wanted)
+        return [self._value(op, reply) for (op, _), reply in zip(requests, replies, strict=False)]
+
     def ask_guest(self, name: str, op: str, /, **arguments: Any) -> Any:
         """Ask a guest's VMM.
 

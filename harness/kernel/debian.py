@@ -174,7 +174,9 @@ class Apt:
                 (lists / "partial").mkdir(exist_ok=True)
                 # As root, apt would fetch as its own user, who may not write to our cache.
                 argv = ["apt-get", *self._options(ours=True), "-o", "APT::Sandbox::User=root"]
-                fetched = self._run([*argv, "-q", "update"], _LISTS_SECONDS, check=False).status == 0
+                fetched = (
+                    self._run([*argv, "-q", "update"], _LISTS_SECONDS, check=False).status == 0
+                )
                 if fetched:
                     mark.touch()
             news = fetched or (mark.exists() and not self._ours)

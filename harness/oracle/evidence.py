@@ -16,13 +16,14 @@ import drgn
 import numpy as np
 
 from harness.deadline import Deadline
-from harness.errors import KERNEL_LOG, OracleUnavailable, Violation
+from harness.errors import KERNEL_LOG, OracleUnavailable, ProbeError, Violation
 from harness.guest.observation import Residency, Visit
 from harness.guest.probe import ProbeGuest
 from harness.machine.host import Host
 from harness.oracle import notifier
 from harness.oracle.pagetables import PrimaryMap, primary_map
 from harness.oracle.references import Difference, differences
+from harness.oracle.registration import mm_references, subscriptions
 from harness.oracle.settle import settled
 from harness.oracle.sptes import Stale, read_sptes, stale
 from harness.oracle.structpage import page_states
@@ -41,6 +42,12 @@ _SWAP_SLOTS_CACHED = 64
 
 _SPTE_COUNTERS = {"pages_4k": 1, "pages_2m": 512, "pages_1g": 512 * 512}
 """KVM's counters of leaf sptes, with the pages of 4 KiB that each maps."""
+
+_SHARED = ("memfd", "file-shared")
+_IN_FILES = ("file-shared",)
+"""Kinds of memory whose pages are also a file's, and those of which that file is on a disk."""
+
+_LEVELS = {1: "4 KiB", 2: "2 MiB", 3: "1 GiB"}
 
 _VMM_SLACK_BYTES = 2 << 20
 """What the VMM itself may touch in the guest's cgroup after it was entered."""
@@ -108,7 +115,7 @@ class Evidence:
                 states = page_states(program, np.array(frames, np.uint64))
             # Anonymous pages carry their mark until they are freed; a new owner rewrites it.
             held = (states.refcount > 0) & states.anon & (states.mapcount == 0) & ~states.swap_cache
-            return tuple(f"pfn {int(pfn):#x}" for pfn in states.pfn[held & ~states.large])
+            return tuple(f"pfn {int(pfn):#x}" for pfn in states.pfn[held])
 
         left = settled(orphans, self._patience(), key=str)
         self._judge("frames", "every frame to be given back", left)
@@ -129,19 +136,109 @@ class Evidence:
             return
         try:
             counters = guest.statistics()["vm"]
-            now = sum(counters[name] * size for name, size in _SPTE_COUNTERS.items())
-        except (OSError, KeyError) as error:
+        except OSError as error:
             self._not_consulted("spte counters", error)
             return
-        most = guest.pages - count + others
+        self.mapped_at_most(counters, guest.pages - count + others)
+
+    def mapped_at_most(self, counters: Mapping[str, int], most: int) -> None:
+        """A VM's counters say that sptes map so many pages of 4 KiB, or fewer."""
+        try:
+            now = sum(counters[name] * size for name, size in _SPTE_COUNTERS.items())
+        except KeyError as error:
+            self._not_consulted("spte counters", error)
+            return
         wrong = [] if now <= most else [f"{now}"]
-        expected = f"at most {most} pages mapped by sptes after {count} were dropped"
+        expected = f"at most {most} pages mapped by sptes"
         self._judge("spte counters", expected, wrong, agreed=f"{now} mapped")
+
+    def mapped_by_sptes(
+        self, guest: ProbeGuest, level: int, first: int = 0, pages: int | None = None
+    ) -> None:
+        """Each page of a range is mapped by an spte of a level: 1 is 4 KiB, 2 is 2 MiB."""
+        count = guest.pages - first if pages is None else pages
+        try:
+            with self._host.paused():
+                sptes = read_sptes(
+                    self._host.debugger(), guest.pid, guest.vm_fd, guest.gpa, guest.pages
+                )
+        except OracleUnavailable as error:
+            self._not_consulted("spte size", error)
+            return
+        right = np.zeros(guest.pages, np.bool_)
+        right[sptes.page[sptes.level == level]] = True
+        missing = first + np.flatnonzero(~right[first : first + count])
+        wrong = [f"{len(missing)} pages are not, the first is {missing[0]}"] if len(missing) else []
+        self._judge(
+            "spte size",
+            f"pages {first} to {first + count - 1} mapped by sptes of {_LEVELS[level]}",
+            wrong,
+            page=int(missing[0]) if len(missing) else None,
+        )
+
+    def mapped_large(self, guest: ProbeGuest, first: int = 0, pages: int | None = None) -> None:
+        """The primary MMU maps a range by large pages: without, a scenario proves nothing.
+
+        Raises ProbeError when it does not; the kernel may refuse large pages at any time.
+        """
+        count = guest.pages - first if pages is None else pages
+        try:
+            with self._host.paused():
+                primary = _primary(self._host.debugger(), guest)
+        except OracleUnavailable as error:
+            self._not_consulted("page size", error)
+            return
+        small = first + np.flatnonzero(~primary.large[first : first + count])
+        if len(small):
+            raise ProbeError(
+                f"The host's kernel gave the guest no large page at page {small[0]} "
+                f"({len(small)} of {count} pages are small)."
+            )
+        self._judge("page size", "large pages in the primary MMU", [], agreed=f"{count} pages")
+
+    # Claims about registration.
+
+    def registered(self, guest: ProbeGuest, machines: int) -> None:
+        """The VMM's memory has as many notifiers as there are VMs on it."""
+        try:
+            program = self._host.debugger()
+
+            def wrong() -> tuple[str, ...]:
+                with self._host.paused():
+                    seen = subscriptions(program, guest.pid)
+                return () if seen == machines else (f"{seen}",)
+
+            left = settled(wrong, self._patience())
+        except OracleUnavailable as error:
+            self._not_consulted("registration", error)
+            return
+        self._judge("registration", f"{machines} notifiers on the VMM's memory", left)
+
+    @contextlib.contextmanager
+    def mm_not_held(self, guest: ProbeGuest) -> Iterator[None]:
+        """When the context is left, the VMM's mm is held by as many as before."""
+        try:
+            program = self._host.debugger()
+        except OracleUnavailable as error:
+            self._not_consulted("mm references", error)
+            yield
+            return
+        with self._host.paused():
+            before = mm_references(program, guest.pid)
+        yield
+
+        def wrong() -> tuple[str, ...]:
+            with self._host.paused():
+                now = mm_references(program, guest.pid)
+            return () if now <= before else (f"{now}",)
+
+        left = settled(wrong, self._patience())
+        self._judge("mm references", f"at most {before} on the VMM's mm", left)
 
     # Claims about reclaim.
 
     def swapped_out(self, guest: ProbeGuest, residency: Residency, hot: range = range(0)) -> None:
-        """Every page but the ``hot`` ones is swapped out, and none lingers in the swap cache.
+        """Every page but the ``hot`` ones is out of memory: in swap, or in its file.
 
         A swap entry alone proves nothing: reclaim unmaps first and looks at the references
         later, so a pinned page shows as swapped while it stays in memory.
@@ -149,35 +246,47 @@ class Evidence:
         cold = np.ones(guest.pages, np.bool_)
         cold[hot.start : hot.stop] = False
         total = int(cold.sum())
-        unswapped = np.flatnonzero(cold & ~residency.swapped)
-        lingering = np.flatnonzero(cold & residency.swapped & residency.resident)
+        where = "its file" if guest.backing in _IN_FILES else "swap"
+        # The ptes of memory with a file of its own are empty; where its pages are, the file knows.
+        out = ~residency.present if guest.backing in _SHARED else residency.swapped
+        there = np.flatnonzero(cold & ~out)
+        lingering = np.flatnonzero(cold & out & residency.resident)
         wrong = []
-        if len(unswapped):
-            wrong.append(f"only {total - len(unswapped)} of {total} pages have a swap entry")
+        if len(there):
+            wrong.append(f"only {total - len(there)} of {total} pages are in {where}")
         if len(lingering):
             named = ", ".join(str(page) for page in lingering[:_SHOWN])
-            wrong.append(f"{len(lingering)} pages have a swap entry and stay in memory: {named}")
-        first = next((int(pages[0]) for pages in (unswapped, lingering) if len(pages)), None)
-        expected = f"all {total} cold pages swapped out and none of them in memory"
-        self._judge("reclaim", expected, wrong, page=first, agreed=f"{total} swapped out")
+            wrong.append(f"{len(lingering)} pages are in {where} and stay in memory: {named}")
+        first = next((int(pages[0]) for pages in (there, lingering) if len(pages)), None)
+        expected = f"all {total} cold pages in {where} and none of them in memory"
+        self._judge("reclaim", expected, wrong, page=first, agreed=f"{total} in {where}")
         self._memory_controller_agrees(guest, total, len(hot))
 
     def _memory_controller_agrees(self, guest: ProbeGuest, swapped: int, hot: int) -> None:
         """The memory controller counts the same; its statistics are batched, so they may lag."""
         most = _VMM_SLACK_BYTES + hot * PAGE_BYTES
-        least = swapped * PAGE_BYTES
+        # Files take no swap, and merged pages share theirs.
+        least = 0 if guest.backing in (*_IN_FILES, "ksm") else swapped * PAGE_BYTES
+        kinds = ("anon", "shmem", "swapcached", *(["file"] if guest.backing in _IN_FILES else []))
 
         def wrong() -> tuple[str, ...]:
             counts = guest.memory_statistics()
-            over = {name: counts.get(name, 0) for name in ("anon", "swapcached")}
+            over = {name: counts.get(name, 0) for name in kinds}
             texts = [f"{name} {value}" for name, value in over.items() if value > most]
             if counts["memory.swap.current"] < least:
                 texts.append(f"memory.swap.current {counts['memory.swap.current']}")
             return tuple(texts)
 
         left = settled(wrong, self._patience())
-        expected = f"anon and swapcached at most {most} and swap at least {least} bytes"
+        expected = f"{', '.join(kinds)} at most {most} and swap at least {least} bytes"
         self._judge("memory controller", expected, left)
+
+    def back_in_memory(self, guest: ProbeGuest, residency: Residency) -> None:
+        """Every page is in memory again, and none in swap."""
+        away = np.flatnonzero(residency.swapped | ~residency.resident)
+        wrong = [f"{len(away)} pages are not, the first is {away[0]}"] if len(away) else []
+        page = int(away[0]) if len(away) else None
+        self._judge("reclaim", "every page back in memory", wrong, page=page)
 
     def memory_given_back(self, guest: ProbeGuest) -> None:
         """The cgroup of a dead guest is charged for no memory, swap or page table any more."""
@@ -226,6 +335,11 @@ class Evidence:
         """A quantity that an oracle measured reached a bound."""
         wrong = [] if seen >= least else [f"{seen}"]
         self._judge(oracle, f"at least {least} {what}", wrong, agreed=f"{seen}")
+
+    def at_most(self, oracle: str, what: str, most: int, seen: int) -> None:
+        """A quantity that an oracle measured did not go beyond a bound."""
+        wrong = [] if seen <= most else [f"{seen}"]
+        self._judge(oracle, f"at most {most} {what}", wrong, agreed=f"{seen}")
 
     def equal(
         self, what: str, expected: Sequence[int], seen: Sequence[int], first: int = 0

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,9 +17,13 @@ from harness.guest.session import Session
 from harness.probe.layout import PAGE_BYTES
 
 _INSTANCE = "/sys/kernel/tracing/instances/mmu-harness"
-_EVENT = f"{_INSTANCE}/events/kvm/kvm_unmap_hva_range"
+_UNMAP = f"{_INSTANCE}/events/kvm/kvm_unmap_hva_range"
+_CHANGE = f"{_INSTANCE}/events/kvm/kvm_set_spte_hva"
+"""Where a pte was replaced without an invalidation, as KSM and COW did up to v6.9."""
+
 _BUFFER_KIB = 8192
 _RANGE = re.compile(r"kvm_unmap_hva_range:.{0,80}?0x([0-9a-f]{1,16}) -- 0x([0-9a-f]{1,16})\b")
+_PAGE = re.compile(r"kvm_set_spte_hva:.{0,80}?0x([0-9a-f]{1,16})\b")
 _LOST = re.compile(r"^overrun: (\d+)", re.MULTILINE)
 
 
@@ -57,27 +62,44 @@ def watch(guest: ProbeGuest) -> Iterator[Watch]:
     session = guest.session
     _prepare(session)
     end = guest.hva + guest.pages * PAGE_BYTES
+    filters = {_UNMAP: f"start < {end} && end > {guest.hva}"}
+    if session.ask("exists", path=_CHANGE):
+        filters[_CHANGE] = f"hva >= {guest.hva} && hva < {end}"
     try:
-        session.ask("write", path=f"{_EVENT}/filter", text=f"start < {end} && end > {guest.hva}")
-        session.ask("write", path=f"{_INSTANCE}/trace", text="")
-        session.ask("write", path=f"{_EVENT}/enable", text="1")
+        session.ask_all(
+            *[_write(f"{event}/filter", text) for event, text in filters.items()],
+            _write(f"{_INSTANCE}/trace", ""),
+            *[_write(f"{event}/enable", "1") for event in filters],
+        )
     except OSError as error:
         raise OracleUnavailable(f"The notifier tracepoint cannot be used: {error}.") from error
+    off = [_write(f"{event}/enable", "0") for event in filters]
     seen = Watch(guest.pages)
     try:
         yield seen
     except BaseException:
         # What failed matters more than whether the host still answers.
         with contextlib.suppress(Exception):
-            session.ask("write", path=f"{_EVENT}/enable", text="0")
+            session.ask_all(*off)
         raise
-    session.ask("write", path=f"{_EVENT}/enable", text="0")
-    text = session.read(f"{_INSTANCE}/trace")
+    *_, text = session.ask_all(*off, ("read", {"path": f"{_INSTANCE}/trace"}))
     seen.ranges = tuple(
         ((start - guest.hva) // PAGE_BYTES, -((guest.hva - stop) // PAGE_BYTES))
-        for start, stop in ((int(a, 16), int(b, 16)) for a, b in _RANGE.findall(text))
+        for start, stop in _calls(text)
     )
     seen.lost = _lost(session)
+
+
+def _calls(text: str) -> Iterator[tuple[int, int]]:
+    """The address ranges of the calls in a trace, half-open."""
+    for start, stop in _RANGE.findall(text):
+        yield int(start, 16), int(stop, 16)
+    for page in _PAGE.findall(text):
+        yield int(page, 16), int(page, 16) + PAGE_BYTES
+
+
+def _write(path: str, text: str) -> tuple[str, dict[str, Any]]:
+    return "write", {"path": path, "text": text}
 
 
 def _prepare(session: Session) -> None:
@@ -88,19 +110,19 @@ def _prepare(session: Session) -> None:
         session.ask("make_directory", path=_INSTANCE)
     except OSError as error:
         raise OracleUnavailable(f"The host's kernel has no usable tracing: {error}.") from error
-    if not session.ask("exists", path=_EVENT):
+    if not session.ask("exists", path=_UNMAP):
         raise OracleUnavailable("The host's kernel has no tracepoint kvm_unmap_hva_range.")
     session.ask("write", path=f"{_INSTANCE}/buffer_size_kb", text=str(_BUFFER_KIB))
 
 
 def _lost(session: Session) -> int:
     """How many events the ring buffers dropped."""
+    paths = [f"{_INSTANCE}/per_cpu/cpu{cpu}/stats" for cpu in range(session.cpus)]
     lost = 0
-    for cpu in range(64):
-        path = f"{_INSTANCE}/per_cpu/cpu{cpu}/stats"
-        if not session.ask("exists", path=path):
-            return lost
-        found = _LOST.search(session.read(path))
+    for path, text in zip(
+        paths, session.ask_all(*[("read", {"path": path}) for path in paths]), strict=True
+    ):
+        found = _LOST.search(text)
         if found is None:
             raise ProbeError(f"{path} on the host has no line about overruns.")
         lost += int(found.group(1))

@@ -30,11 +30,12 @@ class PrimaryMap:
     """What the primary MMU maps at each page of a range; arrays of one element a page.
 
     ``entry`` is the pte, or 0 where there is none; for a page of a large mapping it is the
-    large entry. ``pfn`` is meaningful where ``present``.
+    large entry, and ``large`` is set. ``pfn`` is meaningful where ``present``.
     """
 
     entry: Words
     pfn: Words
+    large: npt.NDArray[np.bool_]
 
     @property
     def present(self) -> npt.NDArray[np.bool_]:
@@ -84,7 +85,8 @@ def primary_map(program: drgn.Program, pid: int, hva: int, pages: int) -> Primar
         walking &= present & (((entry & LARGE) == 0) if level else False)
         tables[walking] = entry[walking] & PFN_MASK
     leaf = np.where((level_of > 0) & ((entry & LARGE) == 0), np.uint64(0), entry)
-    return PrimaryMap(entry=leaf, pfn=_pfns(leaf, level_of, addresses))
+    large = (level_of > 0) & ((leaf & PRESENT) != 0)
+    return PrimaryMap(entry=leaf, pfn=_pfns(leaf, level_of, addresses), large=large)
 
 
 def _pfns(leaf: Words, level: npt.NDArray[np.int64], addresses: Words) -> Words:

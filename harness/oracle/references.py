@@ -16,17 +16,14 @@ Counts = npt.NDArray[np.int64]
 def expected_references(states: PageStates) -> Counts:
     """How many references each page ought to have, when nobody is using it at the moment.
 
-    One for each page table entry that maps it, one for the swap cache or the page cache, and one
+    One for each page table entry that maps it, one for each of its pages in the swap cache or the
+    page cache, and one
     for private data (buffer heads) that hangs on it. That sptes are not in this list is what the
     whole project is about: commit acb66dd051d0 ("KVM: MMU: don't hold pagecount reference for
     mapped sptes pages") (in v3.6).
     """
-    return (
-        states.mapcount
-        + states.swap_cache.astype(np.int64)
-        + states.page_cache.astype(np.int64)
-        + states.private.astype(np.int64)
-    )
+    cached = states.swap_cache | states.page_cache
+    return states.mapcount + cached * states.pages + states.private.astype(np.int64)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,10 +49,13 @@ class Difference:
 def differences(pages: Counts, states: PageStates) -> tuple[Difference, ...]:
     """The pages that have more or fewer references than expected, in the order of the guest.
 
-    ``pages`` are the indices into the guest's memory of the frames in ``states``.
+    ``pages`` are the indices into the guest's memory of the frames in ``states``. A large folio
+    stands there once, by the first of its pages.
     """
     expected = expected_references(states)
     wrong = np.flatnonzero((states.refcount != expected) & ~states.reserved)
+    _, firsts = np.unique(states.head[wrong], return_index=True)
+    wrong = wrong[np.sort(firsts)]
     return tuple(
         Difference(
             page=int(pages[index]),

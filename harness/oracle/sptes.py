@@ -57,15 +57,19 @@ def stale(sptes: Sptes, primary: PrimaryMap) -> tuple[Stale, ...]:
     there = primary.present[sptes.page]
     same = there & (primary.pfn[sptes.page] == sptes.pfn)
     wider = same & sptes.writable & ~primary.writable[sptes.page]
+    # It may agree today and not tomorrow, when one of the small pages is exchanged.
+    larger = same & (sptes.level > 1) & ~primary.large[sptes.page]
     found = []
-    for index in np.flatnonzero(~same | wider):
+    for index in np.flatnonzero(~same | wider | larger):
         page = int(sptes.page[index])
         if not there[index]:
             what = "maps nothing there"
         elif not same[index]:
             what = f"maps pfn {int(primary.pfn[page]):#x}"
-        else:
+        elif wider[index]:
             what = "maps it read-only while the spte is writable"
+        else:
+            what = "maps it by a small page while the spte is large"
         found.append(Stale(page, int(sptes.pfn[index]), what))
     return tuple(found)
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import drgn
 import numpy as np
 import numpy.typing as npt
-from drgn.helpers.linux.mm import pfn_to_page
+from drgn.helpers.linux.mm import compound_order, pfn_to_page
 
 Words = npt.NDArray[np.uint64]
 Counts = npt.NDArray[np.int64]
@@ -21,42 +21,64 @@ _GAP_PAGES = 4096
 
 _MAPPING_ANON = 1
 _COMPOUND = 1
+_WORD_MASK = (1 << 64) - 1
 
 
 @dataclasses.dataclass(frozen=True)
 class PageStates:
     """What the kernel keeps about each frame; arrays of one element a frame, in the order asked.
 
-    A tail page of a large folio is represented by its head, where the folio's references are
-    counted; ``large`` marks those and heads alike. ``mapcount`` counts the mappings of the frame
-    itself and is only meaningful where not ``large``. ``reserved`` marks frames whose references
-    nobody counts, such as the zero page.
+    A page of a large folio is represented by the folio, where references are counted: ``head`` is
+    the frame of its first page, ``pages`` how many it has, and ``mapcount`` the sum over all of
+    them. For a small folio these are the frame itself, 1, and the mappings of the frame.
+    ``reserved`` marks frames whose references nobody counts, such as the zero pages.
     """
 
     pfn: Words
+    head: Words
+    pages: Counts
     refcount: Counts
     mapcount: Counts
     anon: Flags
     swap_cache: Flags
     page_cache: Flags
     private: Flags
-    large: Flags
     reserved: Flags
 
 
 def page_states(program: drgn.Program, pfns: Words) -> PageStates:
     """The states of the frames ``pfns``."""
     layout = _Layout.of(program)
-    raw = _rows(program, layout, pfns)
-    compound = _word(raw, layout.compound_head)
+    rows = _rows(program, layout, pfns)
+    compound = _word(rows, layout.compound_head)
     tail = (compound & np.uint64(_COMPOUND)) != 0
+    head = pfns.astype(np.uint64)
+    head[tail] = (compound[tail] - np.uint64(_COMPOUND + layout.base)) // np.uint64(layout.size)
     if tail.any():
-        heads = (compound[tail] - np.uint64(_COMPOUND) - np.uint64(layout.base)) // np.uint64(
-            layout.size
-        )
-        raw = raw.copy()
-        raw[tail] = _rows(program, layout, heads)
-    return _states(layout, raw, pfns, tail)
+        rows = rows.copy()
+        rows[tail] = _rows(program, layout, head[tail])
+    pages = np.ones(len(pfns), np.int64)
+    # Stored as one less, so that "unmapped" is -1.
+    mapcount = _number(rows, layout.mapcount) + 1
+    large = tail | _flag(layout, rows, "PG_head")
+    for folio in np.unique(head[large]):
+        members = large & (head == folio)
+        pages[members], mapcount[members] = _large_folio(program, layout, int(folio))
+    return _states(layout, rows, pfns, head, pages, mapcount)
+
+
+def _large_folio(program: drgn.Program, layout: _Layout, head: int) -> tuple[int, int]:
+    """How many pages a large folio has, and how many page table entries map any of them."""
+    folio = drgn.Object(program, "struct folio *", value=layout.base + head * layout.size)
+    pages = 1 << int(compound_order(drgn.cast("struct page *", folio)))
+    try:
+        return pages, int(folio._large_mapcount.counter) + 1
+    except AttributeError:
+        # Before commit 05c5323b2a34 ("mm: track mapcount of large folios in single value") (in
+        # v6.10) mappings of the whole were counted apart from those of single pages.
+        whole = int(folio._entire_mapcount.counter) + 1
+    rows = _rows(program, layout, np.arange(head, head + pages, dtype=np.uint64))
+    return pages, whole + int((_number(rows, layout.mapcount) + 1).sum())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +93,7 @@ class _Layout:
     mapping: int
     compound_head: int
     bits: dict[str, int]
+    huge_zero: int | None
 
     @classmethod
     def of(cls, program: drgn.Program) -> _Layout:
@@ -89,7 +112,15 @@ class _Layout:
             mapping=drgn.offsetof(page, "mapping"),
             compound_head=drgn.offsetof(page, "compound_head"),
             bits=values,
+            huge_zero=_variable(program, "huge_zero_pfn"),
         )
+
+
+def _variable(program: drgn.Program, name: str) -> int | None:
+    try:
+        return int(program[name])
+    except KeyError:
+        return None
 
 
 def _rows(program: drgn.Program, layout: _Layout, pfns: Words) -> npt.NDArray[np.uint8]:
@@ -124,24 +155,37 @@ def _number(rows: npt.NDArray[np.uint8], offset: int) -> Counts:
     return column.astype(np.int64)
 
 
-def _states(layout: _Layout, rows: npt.NDArray[np.uint8], pfns: Words, tail: Flags) -> PageStates:
+def _flag(layout: _Layout, rows: npt.NDArray[np.uint8], name: str) -> Flags:
     flags = _word(rows, layout.flags)
+    return np.asarray(((flags >> np.uint64(layout.bits[name])) & np.uint64(1)) != 0, np.bool_)
+
+
+def _states(
+    layout: _Layout,
+    rows: npt.NDArray[np.uint8],
+    pfns: Words,
+    head: Words,
+    pages: Counts,
+    mapcount: Counts,
+) -> PageStates:
     mapping = _word(rows, layout.mapping)
-
-    def flag(name: str) -> Flags:
-        return np.asarray(((flags >> np.uint64(layout.bits[name])) & np.uint64(1)) != 0, np.bool_)
-
     anon = (mapping & np.uint64(_MAPPING_ANON)) != 0
+    reserved = _flag(layout, rows, "PG_reserved")
+    if layout.huge_zero is not None:
+        # Its mappings are counted for each mm, not for each page table entry.
+        reserved |= head == np.uint64(layout.huge_zero & _WORD_MASK)
     return PageStates(
         pfn=pfns,
+        head=head,
+        pages=pages,
         refcount=_number(rows, layout.refcount),
-        # Stored as one less, so that "unmapped" is -1.
-        mapcount=_number(rows, layout.mapcount) + 1,
+        mapcount=mapcount,
         anon=anon,
         # The bit means swap cache only on swap-backed pages.
-        swap_cache=flag("PG_swapbacked") & flag("PG_swapcache") & anon,
+        swap_cache=_flag(layout, rows, "PG_swapbacked")
+        & _flag(layout, rows, "PG_swapcache")
+        & ((mapping == 0) | anon),
         page_cache=(mapping != 0) & ~anon,
-        private=flag("PG_private"),
-        large=tail | flag("PG_head"),
-        reserved=flag("PG_reserved"),
+        private=_flag(layout, rows, "PG_private"),
+        reserved=reserved,
     )

@@ -8,8 +8,10 @@ silence and a guest's silence can be told apart.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib.resources
+import io
 import json
 import os
 import select
@@ -21,20 +23,26 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from harness.probe import vmm
-from harness.probe.kvm import libc
-
-_MOVE_PAGES = 279
-"""The number of move_pages(2) on x86-64."""
+from harness.probe.backing import ADVICE, BACKINGS
+from harness.probe.kvm import Statistics
+from harness.probe.layout import PAGE_BYTES
+from harness.probe.race import migrate
+from harness.probe.system import call, checked, libc
 
 _CGROUPS = Path("/sys/fs/cgroup")
+
+_FILES = Path("/var/tmp")  # noqa: S108 - on the host's disk, unlike /tmp, and nobody else is there
 
 
 class Guest:
     """A VMM process and the agent's end of its connection."""
 
-    def __init__(self, cgroup: Path, pages: int, vcpus: int) -> None:
+    def __init__(
+        self, cgroup: Path, pages: int, vcpus: int, backing: str, path: Path | None
+    ) -> None:
         payload = importlib.resources.files("harness.probe").joinpath("payload.bin").read_bytes()
         self.cgroup = cgroup
+        self._path = path
         cgroup.mkdir()
         ours, theirs = socket.socketpair()
         self.pid = os.fork()
@@ -43,7 +51,7 @@ class Guest:
             os.setsid()
             ours.close()
             try:
-                vmm.run_vmm(theirs, str(cgroup), pages, vcpus, payload)
+                vmm.run_vmm(theirs, str(cgroup), pages, vcpus, payload, backing, str(path or ""))
             except BaseException as error:
                 # Whatever it is, it must not return into the agent's loop.
                 theirs.sendall(json.dumps({"failed": f"{type(error).__name__}: {error}"}).encode())
@@ -87,12 +95,22 @@ class Guest:
         self._status = os.waitpid(self.pid, 0)[1]
         return self._status
 
+    def await_death(self, seconds: float) -> int | None:
+        """The wait status of a VMM that dies within ``seconds`` by itself, or None."""
+        with contextlib.closing(call_fd("pidfd_open", self.pid, 0)) as death:
+            if not select.select([death], [], [], seconds)[0]:
+                return None
+        self._status = os.waitpid(self.pid, 0)[1]
+        return self._status
+
     def close(self) -> None:
-        """End the VMM if it lives, and remove its cgroup once the kernel lets go of it."""
+        """End the VMM if it lives; its cgroup goes once the kernel lets go of it, and its file."""
         self._connection.close()
         if self._status is None:
             self.kill(signal.SIGKILL)
         _end_group(self.cgroup)
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
 
     def _died(self) -> dict[str, Any]:
         said = self._received.decode(errors="replace")
@@ -133,7 +151,9 @@ class Agent:
 
     def __init__(self) -> None:
         self._guests: dict[str, Guest] = {}
+        self._held: dict[str, tuple[int, Statistics]] = {}
         self._handlers: dict[str, vmm.Handler] = {
+            "all": self.all,
             "create": self.create,
             "close": self.close,
             "kill": self.kill,
@@ -143,6 +163,15 @@ class Agent:
             "make_directory": lambda path: Path(path).mkdir(),
             "drain_lru": drain_lru,
             "reclaim": self.reclaim,
+            "await_death": self.await_death,
+            "hold_vm": self.hold_vm,
+            "held_statistics": self.held_statistics,
+            "let_go": self.let_go,
+            "move_pages": move_pages,
+            "migrate_pages": migrate_pages,
+            "advise": advise,
+            "swapon": lambda path: checked(libc.swapon(path.encode(), 0)),
+            "swapoff": lambda path: checked(libc.swapoff(path.encode())),
         }
 
     def serve(self, requests: BinaryIO, answers: BinaryIO) -> None:
@@ -156,9 +185,21 @@ class Agent:
             for name in list(self._guests):
                 self.close(name)
 
-    def create(self, name: str, pages: int, vcpus: int, seconds: float) -> dict[str, Any]:
+    def all(self, requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Carry out requests in order up to the first that fails; their answers."""
+        answers = []
+        for request in requests:
+            answers.append(vmm.answer(self._handlers, request))
+            if "error" in answers[-1]:
+                break
+        return answers
+
+    def create(
+        self, name: str, pages: int, vcpus: int, seconds: float, backing: str = "anon"
+    ) -> dict[str, Any]:
         """Start a guest in a memory cgroup of its own and return where it is."""
-        guest = Guest(_CGROUPS / f"mmu-{name}", pages, vcpus)
+        path = _FILES / f"mmu-{name}" if BACKINGS[backing].file == "disk" else None
+        guest = Guest(_CGROUPS / f"mmu-{name}", pages, vcpus, backing, path)
         self._guests[name] = guest
         return {"cgroup": str(guest.cgroup), **guest.ask({"op": "describe"}, seconds)}
 
@@ -169,6 +210,29 @@ class Agent:
     def kill(self, name: str, signum: int) -> int:
         """Send a signal to a guest's VMM; returns the wait status. The guest must be closed yet."""
         return self._guests[name].kill(signum)
+
+    def await_death(self, name: str, seconds: float) -> int | None:
+        """Wait until a guest's VMM dies by itself; its wait status, or None if it lives on."""
+        return self._guests[name].await_death(seconds)
+
+    def hold_vm(self, name: str, vm_fd: int, statistics_fd: int) -> None:
+        """Have the VM of a guest here, too, so that it outlives its VMM.
+
+        All but its counters is denied to processes with another mm than the VMM's.
+        """
+        with contextlib.closing(call_fd("pidfd_open", self._guests[name].pid, 0)) as process:
+            fds = [call("pidfd_getfd", process.fileno(), fd, 0) for fd in (vm_fd, statistics_fd)]
+        self._held[name] = fds[0], Statistics(fds[1])
+
+    def held_statistics(self, name: str) -> dict[str, int]:
+        """KVM's counters of a VM that hold_vm() has."""
+        return self._held[name][1].read()
+
+    def let_go(self, name: str) -> None:
+        """Close the VM that hold_vm() has; the last one to do so destroys it."""
+        fd, statistics = self._held.pop(name)
+        statistics.close()
+        os.close(fd)
 
     def read(self, path: str) -> str:
         """The text of a file of the host."""
@@ -210,13 +274,35 @@ def drain_lru() -> None:
     move_pages(2) does that before it looks at the first page, on all CPUs: do_pages_move() begins
     with lru_cache_disable(), read in 6.1 and 6.12. So it is called with no pages to move.
     """
-    nodes = (ctypes.c_int * 1)(0)
-    status = (ctypes.c_int * 1)(0)
-    pages = (ctypes.c_void_p * 1)(0)
-    result = libc.syscall(_MOVE_PAGES, 0, ctypes.c_ulong(0), pages, nodes, status, 0)
-    if result < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
+    word = (ctypes.c_long * 1)()
+    call("move_pages", 0, 0, word, word, word, 0)
+
+
+def move_pages(pid: int, address: int, pages: int, node: int) -> dict[str, Any]:
+    """Move a process's pages to a node: how many were ``left``, and the ``places`` of all.
+
+    A place is a node, or a negative error number where there is no page.
+    """
+    left, places = migrate([address + n * PAGE_BYTES for n in range(pages)], node, pid)
+    return {"left": left, "places": places}
+
+
+def migrate_pages(pid: int, old: int, new: int) -> int:
+    """Move all pages of a process from one node to another; how many could not be moved."""
+    masks = [(ctypes.c_ulong * 1)(1 << node) for node in (old, new)]
+    return call("migrate_pages", pid, 8 * ctypes.sizeof(ctypes.c_ulong), *masks)
+
+
+def advise(pid: int, address: int, size: int, advice: str) -> int:
+    """Call process_madvise(2) on another process; how many bytes were advised on."""
+    vector = (ctypes.c_ulong * 2)(address, size)
+    with contextlib.closing(call_fd("pidfd_open", pid, 0)) as process:
+        return call("process_madvise", process.fileno(), vector, 1, ADVICE[advice], 0)
+
+
+def call_fd(name: str, *arguments: int) -> io.FileIO:
+    """The descriptor that a system call returns, as an object that closes it."""
+    return io.FileIO(call(name, *arguments), closefd=True)
 
 
 def main() -> None:

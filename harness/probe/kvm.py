@@ -12,7 +12,8 @@ import errno
 import os
 import struct
 
-libc = ctypes.CDLL(None, use_errno=True)
+from harness.probe.system import checked, libc
+
 libc.ioctl.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p]
 libc.ioctl.restype = ctypes.c_int
 
@@ -138,11 +139,7 @@ EXIT_NAMES = {
 
 def ioctl(fd: int, request: int, argument: object = None) -> int:
     """Call ioctl(2) with the GIL released; raises OSError."""
-    result: int = libc.ioctl(fd, request, argument)
-    if result < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
-    return result
+    return checked(libc.ioctl(fd, request, argument))
 
 
 def ioctl_number(fd: int, request: int, argument: int = 0) -> int:
@@ -161,16 +158,16 @@ def supported_cpuid(kvm_fd: int) -> ctypes.Array[ctypes.c_char]:
 class Statistics:
     """The counters of a VM or a vcpu, by name, read without disturbing it.
 
-    Opened before the vcpu first runs, because a vcpu's ioctls wait until it leaves KVM_RUN.
-    Raises OSError with ENOTTY before commit fcfe1baeddbf ("KVM: stats: Support binary stats
+    ``fd`` is what KVM_GET_STATS_FD returned; any process may read from it. Opened before the vcpu
+    first runs, because a vcpu's ioctls wait until it leaves KVM_RUN. Raises OSError with ENOTTY before commit fcfe1baeddbf ("KVM: stats: Support binary stats
     retrieval for a VM") (in v5.14). Histograms (more than one value) are left out.
     """
 
     def __init__(self, fd: int) -> None:
-        self._fd = ioctl_number(fd, GET_STATS_FD)
-        _, name_bytes, count, _, at, self._at_data = struct.unpack("<6I", os.pread(self._fd, 24, 0))
+        self.fd = fd
+        _, name_bytes, count, _, at, self._at_data = struct.unpack("<6I", os.pread(self.fd, 24, 0))
         size = 16 + name_bytes
-        descriptors = os.pread(self._fd, size * count, at)
+        descriptors = os.pread(self.fd, size * count, at)
         self._offsets: dict[str, int] = {}
         self._data_bytes = 0
         for start in range(0, len(descriptors), size):
@@ -180,9 +177,18 @@ class Statistics:
                 name = descriptors[start + 16 : start + size].split(b"\0", 1)[0].decode()
                 self._offsets[name] = offset
 
+    @classmethod
+    def of(cls, fd: int) -> Statistics:
+        """The counters of the VM or vcpu behind a descriptor."""
+        return cls(ioctl_number(fd, GET_STATS_FD))
+
+    def close(self) -> None:
+        """Close the descriptor, which holds the VM."""
+        os.close(self.fd)
+
     def read(self) -> dict[str, int]:
         """The counters as they stand."""
-        data = os.pread(self._fd, self._data_bytes, self._at_data)
+        data = os.pread(self.fd, self._data_bytes, self._at_data)
         return {
             name: struct.unpack_from("<Q", data, offset)[0]
             for name, offset in self._offsets.items()

@@ -30,6 +30,9 @@ MOST_VCPUS = 2
 MEMORY_GPA = 1 << 30
 """Where the memory under test begins; 1 GiB aligned, so that sptes of each size are possible."""
 
+ALIAS_GPA = 3 << 30
+"""Where a second memslot may show the same memory, for scenarios that create and delete it."""
+
 DONE_PORT = 0xD0
 FIRST_PATTERN_WORD = 2
 

@@ -8,77 +8,51 @@ from __future__ import annotations
 
 import base64
 import ctypes
+import mmap
 import os
 import zlib
 
-from harness.probe.kvm import libc
-from harness.probe.layout import LARGE_PAGE_BYTES, PAGE_BYTES, PAGE_WORDS
-
-PROT_NONE, PROT_READ, PROT_WRITE = 0, 1, 2
-_MAP_PRIVATE, _MAP_FIXED, _MAP_ANONYMOUS, _MAP_NORESERVE = 0x02, 0x10, 0x20, 0x4000
-_MAP_FAILED = ctypes.c_void_p(-1).value
-
-ADVICE = {"dontneed": 4, "free": 8, "hugepage": 14, "nohugepage": 15, "cold": 20, "pageout": 21}
-"""madvise(2) advice by name, from include/uapi/asm-generic/mman-common.h."""
+from harness.probe.backing import (
+    BACKINGS,
+    PROT_NONE,
+    PROT_READ,
+    PROT_WRITE,
+    advise,
+    keep_small,
+    map_anonymous,
+    mapped,
+)
+from harness.probe.layout import PAGE_BYTES, PAGE_WORDS
+from harness.probe.system import call, checked, libc
 
 PROTECTION = {"none": PROT_NONE, "read": PROT_READ, "readwrite": PROT_READ | PROT_WRITE}
 
-libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
-libc.mmap.restype = ctypes.c_void_p
-libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+_MREMAP_MAYMOVE, _MREMAP_FIXED, _MREMAP_DONTUNMAP = 1, 2, 4
+_MS_SYNC = 4
+_KEEP_SIZE, _PUNCH_HOLE = 1, 2
+
 libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 libc.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p]
-
-
-def _checked(result: int) -> int:
-    if result < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
-    return result
-
-
-def map_anonymous(size: int, address: int | None = None) -> int:
-    """Map private anonymous memory and return its address, aligned to a large page.
-
-    With an ``address`` it is mapped exactly there, over whatever was.
-    """
-    flags = _MAP_PRIVATE | _MAP_ANONYMOUS | _MAP_NORESERVE
-    if address is not None:
-        return _mapped(libc.mmap(address, size, 3, flags | _MAP_FIXED, -1, 0))
-    # Too much, and then the ends cut off: mmap itself aligns to base pages only.
-    start = _mapped(libc.mmap(None, size + LARGE_PAGE_BYTES, 3, flags, -1, 0))
-    aligned = -(-start // LARGE_PAGE_BYTES) * LARGE_PAGE_BYTES
-    if aligned > start:
-        _checked(libc.munmap(start, aligned - start))
-    if tail := start + LARGE_PAGE_BYTES - aligned:
-        _checked(libc.munmap(aligned + size, tail))
-    return aligned
-
-
-def _mapped(address: int) -> int:
-    if address == _MAP_FAILED:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
-    return address
-
-
-def keep_small(address: int, size: int) -> None:
-    """Have no large pages in a stretch of memory, whatever the host's default."""
-    _checked(libc.madvise(address, size, ADVICE["nohugepage"]))
+libc.msync.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+libc.mremap.argtypes = [ctypes.c_void_p, *[ctypes.c_size_t] * 2, ctypes.c_int, ctypes.c_void_p]
+libc.mremap.restype = ctypes.c_void_p
+libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long]
 
 
 class Memory:
     """A stretch of host-virtual memory addressed in pages, as scenarios speak of it.
 
-    Every method takes the index of the first page and a number of pages.
+    Every method takes the index of the first page and a number of pages. ``backing`` is a name
+    from BACKINGS; ``path`` is where its file is made if it has one on disk.
     """
 
-    def __init__(self, pages: int) -> None:
+    def __init__(self, pages: int, backing: str = "anon", path: str = "") -> None:
         self.pages = pages
+        self.path = path
+        self._backing = BACKINGS[backing]
+        self._fd = self._backing.open(path, pages * PAGE_BYTES)
         self.hva = map_anonymous(pages * PAGE_BYTES)
-        # One backing at a time: a large page must not come about by itself.
-        keep_small(self.hva, pages * PAGE_BYTES)
+        self.remap(0, pages)
 
     def span(self, first: int, pages: int) -> tuple[int, int]:
         """The address and length in bytes of a range; raises ValueError outside the memory."""
@@ -86,23 +60,102 @@ class Memory:
             raise ValueError(f"pages {first}+{pages} are not all within the {self.pages} pages")
         return self.hva + first * PAGE_BYTES, pages * PAGE_BYTES
 
+    # What changes the mapping.
+
     def madvise(self, first: int, pages: int, advice: str) -> None:
         """Call madvise(2) with an advice from ADVICE."""
-        _checked(libc.madvise(*self.span(first, pages), ADVICE[advice]))
+        advise(*self.span(first, pages), advice)
 
     def mprotect(self, first: int, pages: int, protection: str) -> None:
         """Call mprotect(2) with a protection from PROTECTION."""
-        _checked(libc.mprotect(*self.span(first, pages), PROTECTION[protection]))
+        checked(libc.mprotect(*self.span(first, pages), PROTECTION[protection]))
 
     def munmap(self, first: int, pages: int) -> None:
         """Call munmap(2)."""
-        _checked(libc.munmap(*self.span(first, pages)))
+        checked(libc.munmap(*self.span(first, pages)))
 
     def remap(self, first: int, pages: int) -> None:
-        """Map fresh anonymous memory over a range."""
+        """Map the backing over a range anew: zeros, or what the file has there."""
+        address, size = self.span(first, pages)
+        self._backing.map(address, size, self._fd, first * PAGE_BYTES)
+
+    def replace(self, first: int, pages: int) -> None:
+        """Map fresh anonymous memory over a range, whatever the backing is."""
         address, size = self.span(first, pages)
         map_anonymous(size, address)
         keep_small(address, size)
+
+    def move(self, first: int, pages: int, *, leaving: bool = False) -> int:
+        """Call mremap(2) to move a range to a new address, which is returned.
+
+        A hole is left, or with ``leaving`` a mapping without pages (MREMAP_DONTUNMAP).
+        """
+        address, size = self.span(first, pages)
+        target = map_anonymous(size)
+        flags = _MREMAP_MAYMOVE | _MREMAP_FIXED | (_MREMAP_DONTUNMAP if leaving else 0)
+        return mapped(libc.mremap(address, size, size, flags, target))
+
+    def move_back(self, first: int, pages: int, source: int) -> None:
+        """Call mremap(2) to move what move() took away to where it was."""
+        address, size = self.span(first, pages)
+        mapped(libc.mremap(source, size, size, _MREMAP_MAYMOVE | _MREMAP_FIXED, address))
+
+    def follow(self, address: int) -> None:
+        """Take the memory to be where all of it was moved to."""
+        self.hva = address
+
+    def resize(self, old: int, new: int) -> None:
+        """Call mremap(2) to give the first ``old`` pages the size of ``new``, where they are."""
+        address, size = self.span(0, max(old, new))
+        sizes = (old * PAGE_BYTES, new * PAGE_BYTES)
+        assert size == max(sizes)
+        mapped(libc.mremap(address, *sizes, 0, None))
+
+    def remap_file_pages(self, first: int, pages: int, source: int) -> None:
+        """Call remap_file_pages(2): show the file from page ``source`` on in a range."""
+        address, size = self.span(first, pages)
+        call("remap_file_pages", address, size, 0, source, 0)
+
+    # What changes the file below.
+
+    def truncate(self, pages: int) -> None:
+        """Call ftruncate(2) on the file below; its size in pages."""
+        os.ftruncate(self._fd, pages * PAGE_BYTES)
+
+    def punch(self, first: int, pages: int) -> None:
+        """Call fallocate(2) to punch a hole into the file below."""
+        _, size = self.span(first, pages)
+        flags = _KEEP_SIZE | _PUNCH_HOLE
+        checked(libc.fallocate(self._fd, flags, first * PAGE_BYTES, size))
+
+    def allocate(self, first: int, pages: int) -> None:
+        """Call fallocate(2) to have room in the file below, zeros where nothing was."""
+        _, size = self.span(first, pages)
+        checked(libc.fallocate(self._fd, 0, first * PAGE_BYTES, size))
+
+    def msync(self, first: int, pages: int) -> None:
+        """Call msync(2) with MS_SYNC."""
+        checked(libc.msync(*self.span(first, pages), _MS_SYNC))
+
+    def fsync(self) -> None:
+        """Call fsync(2) on the file below."""
+        os.fsync(self._fd)
+
+    def stored(self, first: int, pages: int, word: int) -> list[int]:
+        """One word of each page as it is on the disk, past the page cache (O_DIRECT)."""
+        _, size = self.span(first, pages)
+        fd = os.open(self.path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
+        try:
+            with mmap.mmap(-1, size) as buffer:
+                got = os.preadv(fd, [buffer], first * PAGE_BYTES)
+                if got != size:
+                    raise OSError(0, f"the file has only {got} of {size} bytes")
+                words = memoryview(bytes(buffer)).cast("Q")
+                return words[word::PAGE_WORDS].tolist()
+        finally:
+            os.close(fd)
+
+    # What the CPU does, and what can be seen.
 
     def peek(self, first: int, pages: int, word: int) -> list[int]:
         """Load one word of each page with the CPU, through the primary MMU."""
@@ -134,7 +187,7 @@ class Memory:
         """
         address, size = self.span(first, pages)
         vector = ctypes.create_string_buffer(size // PAGE_BYTES)
-        _checked(libc.mincore(address, size, vector))
+        checked(libc.mincore(address, size, vector))
         return pack(vector.raw)
 
 

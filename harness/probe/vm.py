@@ -16,7 +16,7 @@ import time
 from typing import Any
 
 from harness.probe import kvm, layout
-from harness.probe.memory import keep_small, map_anonymous
+from harness.probe.backing import keep_small, map_anonymous
 
 _TSS_GPA = 0xFFFBD000
 _CODE_SEGMENT = {"type": 11, "present": 1, "s": 1, "l": 1, "g": 1, "limit": 0xFFFFFFFF}
@@ -26,6 +26,10 @@ _CR4_PAE = 0x20
 _EFER = 0x500  # LME LMA
 _CONTROL_SLOT = 0
 MEMORY_SLOT = 1
+ALIAS_SLOT = 2
+
+_MANNERS = frozenset({"patient", "homeless"})
+"""Orders for the VMM about its vcpu, which are no mailbox fields."""
 
 
 class VirtualMachine:
@@ -42,7 +46,7 @@ class VirtualMachine:
         self._identity_map()
         ctypes.memmove(self.control + layout.CODE_GPA, payload, len(payload))
         self.set_slot(_CONTROL_SLOT, layout.CONTROL_GPA, self.control, layout.CONTROL_BYTES)
-        self.statistics = kvm.Statistics(self.fd)
+        self.statistics = kvm.Statistics.of(self.fd)
         self.vcpus = [Vcpu(self, index) for index in range(vcpus)]
 
     def set_slot(self, slot: int, gpa: int, hva: int, size: int) -> None:
@@ -82,7 +86,7 @@ class Vcpu:
     def __init__(self, machine: VirtualMachine, index: int) -> None:
         self.index = index
         self.fd = kvm.ioctl_number(machine.fd, kvm.CREATE_VCPU, index)
-        self.statistics = kvm.Statistics(self.fd)
+        self.statistics = kvm.Statistics.of(self.fd)
         size = kvm.ioctl_number(machine.kvm_fd, kvm.GET_VCPU_MMAP_SIZE)
         self._map = mmap.mmap(self.fd, size, mmap.MAP_SHARED)
         self._run = kvm.Run.from_buffer(self._map)
@@ -101,14 +105,18 @@ class Vcpu:
         self._thread.start()
 
     def order(self, orders: dict[str, Any]) -> None:
-        """Begin an operation: mailbox fields, and ``patient`` to try refused accesses again."""
+        """Begin an operation: mailbox fields, and manners of the vcpu.
+
+        ``patient`` tries refused accesses again. ``homeless`` goes on where there is no memslot:
+        what is read there is nothing, and what is written is lost.
+        """
         self._kicked = False
         # A kick that came after the end of the operation before is not meant for this one.
         self._run.immediate_exit = 0
         self._refusals = 0
         ctypes.memset(ctypes.addressof(self.mailbox), 0, ctypes.sizeof(self.mailbox))
         for name, value in orders.items():
-            if name != "patient":
+            if name not in _MANNERS:
                 setattr(self.mailbox, name, value)
         self._orders.put(orders)
 
@@ -139,39 +147,45 @@ class Vcpu:
         while True:
             orders = self._orders.get()
             try:
-                end = self._carry_out(bool(orders.get("patient")))
+                end = self._carry_out(bool(orders.get("patient")), bool(orders.get("homeless")))
             except OSError as error:
                 end = {"end": "crashed", "how": f"KVM_RUN: {error.strerror}"}
             if end["end"] != "done":
                 self._abandon()
             self._reports.put({**end, **self.progress()})
 
-    def _carry_out(self, patient: bool) -> dict[str, Any]:
-        while True:
-            try:
-                kvm.ioctl_number(self.fd, kvm.RUN)
-            except OSError as error:
-                if error.errno == errno.EINTR and not self._kicked:
-                    continue
-                if error.errno == errno.EINTR:
-                    return {"end": "kicked"}
-                if not kvm.refused(error):
-                    raise
-                if not patient:
-                    return {"end": "refused", "how": "EFAULT"}
-                self._refusals += 1
-                # Nothing announces that the VMM's memory became accessible again.
-                time.sleep(0.001)
-                if self._kicked:
-                    return {"end": "kicked"}
-                continue
-            reason = self._run.exit_reason
-            if reason == kvm.EXIT_IO:
-                return {"end": "done"}
-            if reason == kvm.EXIT_MMIO:
-                return {"end": "refused", "how": "KVM_EXIT_MMIO"}
-            name = kvm.EXIT_NAMES.get(reason, str(reason))
-            return {"end": "crashed", "how": f"KVM_EXIT_{name}"}
+    @property
+    def refusals(self) -> int:
+        """How often a patient vcpu was refused an access in the present operation."""
+        return self._refusals
+
+    def _carry_out(self, patient: bool, homeless: bool) -> dict[str, Any]:
+        while (end := self._enter(patient, homeless)) is None:
+            if self._kicked:
+                return {"end": "kicked"}
+        return end
+
+    def _enter(self, patient: bool, homeless: bool) -> dict[str, Any] | None:
+        """Let the guest run to its next exit; how the operation ended, or None if it goes on."""
+        try:
+            kvm.ioctl_number(self.fd, kvm.RUN)
+        except OSError as error:
+            if error.errno == errno.EINTR:
+                return None
+            if not kvm.refused(error):
+                raise
+            if not patient:
+                return {"end": "refused", "how": "EFAULT"}
+            self._refusals += 1
+            # Nothing announces that the VMM's memory became accessible again.
+            time.sleep(0.001)
+            return None
+        reason = self._run.exit_reason
+        if reason == kvm.EXIT_IO:
+            return {"end": "done"}
+        if reason == kvm.EXIT_MMIO:
+            return None if homeless else {"end": "refused", "how": "KVM_EXIT_MMIO"}
+        return {"end": "crashed", "how": f"KVM_EXIT_{kvm.EXIT_NAMES.get(reason, str(reason))}"}
 
     def _abandon(self) -> None:
         """Leave an operation in the middle: complete a pending exit, then start over."""

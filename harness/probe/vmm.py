@@ -7,13 +7,16 @@ import json
 import os
 import signal
 import socket
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from harness.probe import layout
+from harness.probe import layout, registration, userfault
+from harness.probe.aliasing import Aliasing
+from harness.probe.backing import map_anonymous
 from harness.probe.memory import Memory
+from harness.probe.race import Race
+from harness.probe.userfault import WriteProtection
 from harness.probe.vm import MEMORY_SLOT, VirtualMachine
 
 Handler = Callable[..., Any]
@@ -47,11 +50,23 @@ def answer(handlers: dict[str, Handler], request: dict[str, Any]) -> dict[str, A
 
 def memory_handlers(memory: Memory) -> dict[str, Handler]:
     """The requests that a VMM and its forked children have in common."""
-    names = ("madvise", "mprotect", "munmap", "remap", "peek", "poke", "pagemap", "mincore")
+    names = (
+        "madvise", "mprotect", "munmap", "remap", "replace", "move", "move_back", "resize",
+        "remap_file_pages", "truncate", "punch", "allocate", "msync", "fsync", "stored",
+        "peek", "poke", "pagemap", "mincore",
+    )  # fmt: skip
     return {name: getattr(memory, name) for name in names}
 
 
-def run_vmm(connection: socket.socket, cgroup: str, pages: int, vcpus: int, payload: bytes) -> None:
+def run_vmm(
+    connection: socket.socket,
+    cgroup: str,
+    pages: int,
+    vcpus: int,
+    payload: bytes,
+    backing: str = "anon",
+    path: str = "",
+) -> None:
     """Be a VMM: build the machine, enter the cgroup, map the memory, serve, and never return.
 
     The machine is built before the cgroup is entered, so that only the guest's memory and what
@@ -61,7 +76,7 @@ def run_vmm(connection: socket.socket, cgroup: str, pages: int, vcpus: int, payl
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     machine = VirtualMachine(vcpus, payload)
     (Path(cgroup) / "cgroup.procs").write_text(str(os.getpid()))
-    memory = Memory(pages)
+    memory = Memory(pages, backing, path)
     machine.set_slot(MEMORY_SLOT, layout.MEMORY_GPA, memory.hva, pages * layout.PAGE_BYTES)
     serve(connection, Vmm(machine, memory).handlers())
     os._exit(0)
@@ -74,6 +89,8 @@ class Vmm:
         self._machine = machine
         self._memory = memory
         self._children: dict[str, tuple[int, socket.socket]] = {}
+        self._aliasing: Aliasing | None = None
+        self._protection: WriteProtection | None = None
 
     def handlers(self) -> dict[str, Handler]:
         """All requests that a VMM answers, by name."""
@@ -88,7 +105,18 @@ class Vmm:
             "list": self._machine.list_words,
             "statistics": self.statistics,
             "set_slot": self.set_slot,
-            "discard_under": self.discard_under,
+            "follow": self.follow,
+            "race": self.race,
+            "begin_aliasing": self.begin_aliasing,
+            "end_aliasing": self.end_aliasing,
+            "protect_by_userfault": self.protect_by_userfault,
+            "faults": self.faults,
+            "end_protection": self.end_protection,
+            "move_by_userfault": self.move_by_userfault,
+            "vm_storm": registration.storm,
+            "vms_refused": registration.refused,
+            "vms_under_signals": registration.under_signals,
+            "vms_without_memory": registration.without_memory,
             "fork": self.fork,
             "child": self.child,
             "end_child": self.end_child,
@@ -99,6 +127,7 @@ class Vmm:
         return {
             "pid": os.getpid(),
             "vm_fd": self._machine.fd,
+            "statistics_fd": self._machine.statistics.fd,
             "hva": self._memory.hva,
             "pages": self._memory.pages,
             "gpa": layout.MEMORY_GPA,
@@ -107,7 +136,8 @@ class Vmm:
 
     def order(self, vcpu: int, orders: dict[str, int]) -> None:
         """Begin an operation on a vcpu; see Vcpu.order and payload.h. ``gpa`` is filled in."""
-        gpa = layout.MEMORY_GPA + orders["first"] * layout.PAGE_BYTES
+        base = layout.ALIAS_GPA if orders.pop("alias", 0) else layout.MEMORY_GPA
+        gpa = base + orders["first"] * layout.PAGE_BYTES
         self._machine.vcpus[vcpu].order({**orders, "gpa": gpa})
 
     def report(self, vcpu: int, seconds: float) -> dict[str, Any] | None:
@@ -137,26 +167,51 @@ class Vmm:
         size = size_pages * layout.PAGE_BYTES
         self._machine.set_slot(MEMORY_SLOT, layout.MEMORY_GPA, hva, size)
 
-    def discard_under(self, vcpu: int, page: int, rounds: int, seconds: float) -> dict[str, int]:
-        """Discard the one page that a vcpu hammers, again and again, and see where writes go.
+    def follow(self, address: int) -> None:
+        """Have the memslot show the memory where it was moved to."""
+        self._memory.follow(address)
+        self.set_slot(0)
+        self.set_slot(self._memory.pages)
 
-        Done here because what comes after madvise(2) must come at once. A visit that began after
-        the discard has stored to the page when two more have begun; the new page cannot be zero
-        then. Returns how many ``rounds`` were played within ``seconds``, and in how many of them
-        the writes were ``lost``: still going to the page that was discarded.
-        """
-        mailbox = self._machine.vcpus[vcpu].mailbox
-        until = time.monotonic() + seconds
-        played = lost = 0
-        while played < rounds and time.monotonic() < until:
-            self._memory.madvise(page, 1, "dontneed")
-            start = mailbox.done
-            while mailbox.done < start + 3 and time.monotonic() < until:
-                pass
-            if mailbox.done >= start + 3:
-                played += 1
-                lost += self._memory.peek(page, 1, vcpu)[0] == 0
-        return {"rounds": played, "lost": lost}
+    def race(self, kind: str, vcpu: int, page: int, rounds: int, seconds: float) -> dict[str, int]:
+        """Play rounds of an operation against the vcpu that hammers a page; see Race.play."""
+        contender = self._machine.vcpus[vcpu]
+        return Race(self._memory, contender, page, seconds).play(kind, rounds)
+
+    def begin_aliasing(self) -> None:
+        """Create, move and delete a second memslot on the same memory, until told to end."""
+        self._aliasing = Aliasing(self._machine, self._memory)
+
+    def end_aliasing(self) -> int:
+        """End that, with the slot deleted; how many rounds there were."""
+        aliasing, self._aliasing = self._aliasing, None
+        if aliasing is None:
+            raise RuntimeError("no memslot comes and goes")
+        return aliasing.end()
+
+    def protect_by_userfault(self, first: int, pages: int, features: list[str]) -> None:
+        """Write-protect a range through userfaultfd; who writes waits until let go on."""
+        address, size = self._memory.span(first, pages)
+        self._protection = WriteProtection(address, size, tuple(features))
+
+    def faults(self) -> list[int]:
+        """The pages of the write-protected range on which somebody waited, from its start."""
+        return list(self._protection.faults) if self._protection else []
+
+    def end_protection(self) -> None:
+        """Let everybody write again."""
+        protection, self._protection = self._protection, None
+        if protection is not None:
+            protection.close()
+
+    def move_by_userfault(self, first: int, pages: int) -> int:
+        """Move pages out of the memory with UFFDIO_MOVE; returns the address where they are."""
+        address, size = self._memory.span(first, pages)
+        target = map_anonymous(size)
+        moved = userfault.move(target, address, size)
+        if moved != size:
+            raise RuntimeError(f"only {moved} of {size} bytes were moved")
+        return target
 
     def fork(self, name: str) -> int:
         """Fork a child that shares the memory copy-on-write and answers under ``name``."""

@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import signal
 
+from matrix import on_backings
+
 from harness.guest.probe import ProbeGuest
 from harness.oracle.evidence import Evidence
 
 SEED = 0x5EED
 
 
+@on_backings("exit")
 def test_a_killed_vmm_gives_all_memory_back(guest: ProbeGuest, evidence: Evidence) -> None:
     evidence.content(guest.fill(SEED))
     evidence.sound(guest)
@@ -20,6 +23,7 @@ def test_a_killed_vmm_gives_all_memory_back(guest: ProbeGuest, evidence: Evidenc
     evidence.frames_returned(guest, frames)
 
 
+@on_backings("exit")
 def test_a_vmm_killed_while_its_guest_runs_gives_all_memory_back(
     guest: ProbeGuest, evidence: Evidence
 ) -> None:
@@ -41,5 +45,35 @@ def test_a_vmm_killed_with_half_its_memory_swapped_gives_it_back(
     evidence.sound(guest)
     frames = evidence.frames(guest)
     guest.kill(signal.SIGKILL)
+    evidence.memory_given_back(guest)
+    evidence.frames_returned(guest, frames)
+
+
+@on_backings("exit")
+def test_memory_is_given_back_although_another_process_holds_the_vm(
+    guest: ProbeGuest, evidence: Evidence
+) -> None:
+    evidence.content(guest.fill(SEED))
+    evidence.sound(guest)
+    frames = evidence.frames(guest)
+    with guest.held() as counters:
+        guest.kill(signal.SIGKILL)
+        evidence.mapped_at_most(counters(), 0)
+        evidence.frames_returned(guest, frames)
+        evidence.memory_given_back(guest)
+    evidence.frames_returned(guest, frames)
+
+
+def test_a_vmm_that_the_oom_killer_ends_gives_all_memory_back(
+    guest: ProbeGuest, evidence: Evidence
+) -> None:
+    evidence.content(guest.fill(SEED, pages=guest.pages // 4))
+    evidence.sound(guest)
+    frames = evidence.frames(guest)
+    guest.limit("memory.swap.max", 0)
+    guest.limit("memory.max", guest.bytes // 2)
+    guest.hammer_unattended()
+    status = guest.await_death()
+    evidence.equal("the OOM killer to end the VMM", [signal.SIGKILL], [status or 0])
     evidence.memory_given_back(guest)
     evidence.frames_returned(guest, frames)

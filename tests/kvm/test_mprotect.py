@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from ranges import in_each_range
+from matrix import on_backings, on_ranges
 
 from harness.guest.probe import ProbeGuest
 from harness.oracle.evidence import Evidence
@@ -13,7 +13,7 @@ NEW = 0x2E
 WORD = 7
 
 
-@in_each_range
+@on_ranges("protect")
 def test_a_read_only_range_is_read_but_not_written(
     guest: ProbeGuest, evidence: Evidence, first: int, pages: int
 ) -> None:
@@ -37,7 +37,7 @@ def test_a_read_only_range_is_read_but_not_written(
     evidence.sound(guest)
 
 
-@in_each_range
+@on_ranges("protect")
 def test_an_inaccessible_range_is_not_even_read(
     guest: ProbeGuest, evidence: Evidence, first: int, pages: int
 ) -> None:
@@ -54,6 +54,7 @@ def test_an_inaccessible_range_is_not_even_read(
     evidence.sound(guest)
 
 
+@on_backings("protect")
 def test_a_hammering_guest_waits_for_write_access_and_goes_on(
     guest: ProbeGuest, evidence: Evidence
 ) -> None:

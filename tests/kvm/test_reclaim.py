@@ -6,12 +6,15 @@ from __future__ import annotations
 import contextlib
 
 import pytest
+from matrix import backings, on_backings
 
 from harness.guest.probe import GuestFactory, ProbeGuest
+from harness.guest.settings import no_swap
 from harness.oracle.evidence import Evidence
 
 SEED = 0x5EED
 CYCLES = 3
+HOT_SHARE = 8
 
 
 def test_an_idle_guest_is_swapped_out_whole_and_back(
@@ -31,6 +34,21 @@ def test_an_idle_guest_is_swapped_out_whole_and_back(
     evidence.sound(guest)
 
 
+@on_backings("reclaim")
+def test_every_kind_of_memory_goes_out_whole_and_back(
+    guest: ProbeGuest, evidence: Evidence
+) -> None:
+    evidence.content(guest.fill(SEED))
+    evidence.sound(guest)
+    with evidence.told(guest):
+        residency = guest.reclaim()
+    evidence.swapped_out(guest, residency)
+    evidence.sptes_dropped(guest)
+    evidence.no_stale_translations(guest)
+    evidence.content(guest.check(SEED))
+    evidence.sound(guest)
+
+
 def test_what_a_guest_only_read_is_swapped_out_whole_and_back(
     guest: ProbeGuest, evidence: Evidence
 ) -> None:
@@ -44,26 +62,66 @@ def test_what_a_guest_only_read_is_swapped_out_whole_and_back(
     evidence.sound(guest)
 
 
-@pytest.mark.parametrize(("vcpus", "pages", "parts"), [(1, 16384, 4), (2, 4096, 2)])
-def test_a_guest_is_swapped_around_hammering_vcpus(
-    probe_guest: GuestFactory, evidence: Evidence, vcpus: int, pages: int, parts: int
+@pytest.mark.parametrize("vcpus", [1, 2])
+@pytest.mark.parametrize("backing", backings("hot reclaim"))
+def test_every_kind_of_memory_goes_out_around_hammering_vcpus(
+    probe_guest: GuestFactory, evidence: Evidence, backing: str, vcpus: int
 ) -> None:
-    with probe_guest(pages, vcpus) as guest:
-        evidence.content(guest.fill(SEED))
-        for part in range(parts):  # each page is hot once, and cold the other times
-            hot = range(part * pages // parts, (part + 1) * pages // parts)
-            with contextlib.ExitStack() as stack:
-                hammers = [
-                    stack.enter_context(guest.hammering(vcpu, hot.start, len(hot)))
-                    for vcpu in range(vcpus)
-                ]
-                hammers[-1].await_visits(len(hot))
-                residency = guest.reclaim(hot)
-                evidence.swapped_out(guest, residency, hot)
-                hammers[-1].await_visits(len(hot))
-            for hammer in hammers:
-                evidence.content(hammer.stop())
-            evidence.sound(guest)
-        evidence.swapped_out(guest, guest.reclaim())
-        evidence.content(guest.check(SEED))
+    with probe_guest(vcpus=vcpus, backing=backing) as guest:
+        _swapped_around_vcpus(guest, evidence)
+
+
+def _swapped_around_vcpus(guest: ProbeGuest, evidence: Evidence) -> None:
+    """The hot pages stay, the others go; then others are hot."""
+    evidence.content(guest.fill(SEED))
+    for first in (0, guest.pages // 2):
+        hot = range(first, first + guest.pages // HOT_SHARE)
+        with contextlib.ExitStack() as stack:
+            hammers = [
+                stack.enter_context(guest.hammering(vcpu, hot.start, len(hot)))
+                for vcpu in range(guest.vcpus)
+            ]
+            hammers[-1].await_visits(len(hot))
+            residency = guest.reclaim(hot)
+            evidence.swapped_out(guest, residency, hot)
+            hammers[-1].await_visits(len(hot))
+        for hammer in hammers:
+            evidence.content(hammer.stop())
         evidence.sound(guest)
+    evidence.swapped_out(guest, guest.reclaim())
+    evidence.content(guest.check(SEED))
+    evidence.sound(guest)
+
+
+def test_a_guest_gets_by_with_half_of_its_memory(guest: ProbeGuest, evidence: Evidence) -> None:
+    # Beyond memory.high a process waits for reclaim; beyond memory.max it would be killed when
+    # the disk is slow, which is no promise of this kind broken.
+    guest.limit("memory.high", guest.bytes // 2)
+    evidence.content(guest.fill(SEED))
+    with guest.hammering() as hammer:
+        hammer.await_visits(guest.pages)
+    evidence.content(hammer.stop())
+    evidence.content(guest.check(SEED))
+    evidence.sound(guest)
+    guest.limit("memory.high", "max")
+    evidence.swapped_out(guest, guest.reclaim())
+    evidence.content(guest.check(SEED))
+    evidence.sound(guest)
+
+
+@pytest.mark.parametrize("backing", ["anon", "memfd"])
+def test_swapoff_brings_everything_back_to_a_running_guest(
+    guest: ProbeGuest, evidence: Evidence
+) -> None:
+    evidence.content(guest.fill(SEED))
+    evidence.swapped_out(guest, guest.reclaim())
+    hot = range(guest.pages // 4)
+    with guest.hammering(0, hot.start, len(hot)) as hammer:
+        hammer.await_visits(len(hot))
+        with no_swap(guest.session):
+            evidence.back_in_memory(guest, guest.residency())
+            hammer.await_visits(len(hot))
+            evidence.no_stale_translations(guest)
+    evidence.content(hammer.stop())
+    evidence.content(guest.check(SEED))
+    evidence.sound(guest)

@@ -40,7 +40,7 @@ show) shift 2; for name; do
 esac
 exit 0
 """
-# Its lists come from the archive's mirror, where there is one; those of the machine stay as they are.
+# Lists of our own come from the archive's mirror, where there is one; the machine's stay.
 _APT_GET = """#!/bin/sh
 packages=$(dirname "$0")/../packages
 while [ "$1" = -o ]; do

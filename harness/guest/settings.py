@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Switches of the host's kernel that some scenarios need, each for as long as a context is open."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+
+from harness.deadline import Deadline
+from harness.errors import OracleUnavailable
+from harness.guest.session import Session
+
+_KSM = "/sys/kernel/mm/ksm"
+_NUMA = "/sys/kernel/debug/sched/numa_balancing"
+_KSM_SECONDS = 20.0
+
+
+@contextlib.contextmanager
+def settings(session: Session, values: Mapping[str, str], what: str) -> Iterator[None]:
+    """Files of the host have these values while the context is open.
+
+    Raises OracleUnavailable, which says that the kernel has no ``what``, when one is missing.
+    """
+    with contextlib.ExitStack() as stack:
+        for path, value in values.items():
+            if not session.ask("exists", path=path):
+                raise OracleUnavailable(f"The host's kernel has no {what}: no {path}.")
+            stack.enter_context(session.setting(path, value))
+        yield
+
+
+@contextlib.contextmanager
+def merging(session: Session) -> Iterator[None]:
+    """KSM looks for equal pages as fast as it can, and unmerges what it merged at the end."""
+    values = {
+        f"{_KSM}/sleep_millisecs": "0",
+        f"{_KSM}/pages_to_scan": "4096",
+        f"{_KSM}/merge_across_nodes": "1",
+    }
+    with settings(session, values, "KSM"):
+        session.ask("write", path=f"{_KSM}/run", text="1")
+        yield
+        session.ask("write", path=f"{_KSM}/run", text="0")
+
+
+def merged_pages(session: Session, least: int) -> int:
+    """How many pages KSM has merged, once they are ``least`` or no more time is left."""
+    deadline = Deadline.after(_KSM_SECONDS * session.host.facts.pace, "Merging")
+    for _ in deadline.ticks():
+        paths = [f"{_KSM}/{name}" for name in ("pages_shared", "pages_sharing")]
+        merged = sum(map(int, session.ask_all(*[("read", {"path": path}) for path in paths])))
+        if merged >= least:
+            break
+    return merged
+
+
+def multigenerational(session: Session, *, on: bool) -> contextlib.AbstractContextManager[None]:
+    """Reclaim is the multi-generational one, or the classic one."""
+    path = "/sys/kernel/mm/lru_gen/enabled"
+    if not on and not session.ask("exists", path=path):
+        return contextlib.nullcontext()
+    return settings(session, {path: "y" if on else "n"}, "multi-generational LRU")
+
+
+def numa_balancing(session: Session) -> contextlib.AbstractContextManager[None]:
+    """NUMA balancing takes access away from pages as often as it can, to see who comes."""
+    return settings(
+        session,
+        {
+            f"{_NUMA}/scan_delay_ms": "1",
+            f"{_NUMA}/scan_period_min_ms": "10",
+            f"{_NUMA}/scan_period_max_ms": "20",
+            "/proc/sys/kernel/numa_balancing": "1",
+        },
+        "NUMA balancing",
+    )
+
+
+def failing_allocations(session: Session) -> contextlib.AbstractContextManager[None]:
+    """Allocations that may sleep can be made to fail, too, without a stack trace for each."""
+    values = {
+        f"/sys/kernel/debug/{kind}/{knob}": value
+        for kind in ("failslab", "fail_page_alloc")
+        for knob, value in (("ignore-gfp-wait", "N"), ("verbose", "0"))
+    }
+    return settings(session, values, "fault injection")
+
+
+@contextlib.contextmanager
+def no_swap(session: Session) -> Iterator[None]:
+    """All of the host's swap is off; what was there has been brought back."""
+    lines = session.read("/proc/swaps").splitlines()[1:]
+    paths = [line.split()[0] for line in lines]
+    for path in paths:
+        session.ask("swapoff", path=path)
+    yield
+    for path in paths:
+        session.ask("swapon", path=path)

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Creating VMs by the dozen, under signals and without memory: registration of the notifier."""
+
+from __future__ import annotations
+
+import collections
+import errno
+import os
+import signal
+import threading
+
+from harness.probe import kvm
+
+_MOST_FAULTS = 5000
+_NO_TYPE = 0xFFFF
+"""A machine type that x86 does not have, which is found out in the middle of the creation."""
+
+
+def storm(count: int, rounds: int) -> int:
+    """Create ``count`` VMs on this process's memory and close them, ``rounds`` times over."""
+    kvm_fd = os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)
+    created = 0
+    try:
+        for _ in range(rounds):
+            machines = [kvm.ioctl_number(kvm_fd, kvm.CREATE_VM) for _ in range(count)]
+            created += len(machines)
+            for machine in machines:
+                os.close(machine)
+    finally:
+        os.close(kvm_fd)
+    return created
+
+
+def refused(attempts: int) -> dict[str, int]:
+    """Try to create VMs of a type that there is not; how often which errno, or "ok"."""
+    kvm_fd = os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        return dict(collections.Counter(_create(kvm_fd, _NO_TYPE) for _ in range(attempts)))
+    finally:
+        os.close(kvm_fd)
+
+
+def under_signals(attempts: int) -> dict[str, int]:
+    """Try to create VMs while signals rain on this thread; how often which errno, or "ok"."""
+    target = threading.get_ident()
+    over = threading.Event()
+
+    def rain() -> None:
+        while not over.is_set():
+            signal.pthread_kill(target, signal.SIGUSR1)
+
+    def attempt() -> str:
+        return _create(kvm_fd)
+
+    kvm_fd = os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)
+    thread = threading.Thread(target=rain, daemon=True)
+    thread.start()
+    try:
+        return dict(collections.Counter(attempt() for _ in range(attempts)))
+    finally:
+        over.set()
+        thread.join()
+        os.close(kvm_fd)
+
+
+def without_memory() -> dict[str, int]:
+    """Create a VM with the first allocation failing, then the second, until none fails.
+
+    Returns how often which errno came, or "ok" where KVM could do without. Needs
+    CONFIG_FAULT_INJECTION with fail-nth: commit e41d58185f14 ("fault-inject: support systematic
+    fault injection") (in v4.13).
+    """
+    ends: collections.Counter[str] = collections.Counter()
+    kvm_fd = os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)
+    knob = os.open("/proc/thread-self/fail-nth", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        for number in range(1, _MOST_FAULTS):
+            os.pwrite(knob, str(number).encode(), 0)
+            end = _create(kvm_fd)
+            # It counts down, and stands at 0 once it has made an allocation fail.
+            left = int(os.pread(knob, 16, 0))
+            os.pwrite(knob, b"0", 0)
+            if left:
+                return dict(ends)
+            ends[end] += 1
+    finally:
+        os.close(knob)
+        os.close(kvm_fd)
+    raise RuntimeError(f"creating a VM has not gone well after {_MOST_FAULTS} failures")
+
+
+def _create(kvm_fd: int, kind: int = 0) -> str:
+    try:
+        os.close(kvm.ioctl_number(kvm_fd, kvm.CREATE_VM, kind))
+    except OSError as error:
+        return errno.errorcode.get(error.errno or 0, str(error.errno))
+    return "ok"

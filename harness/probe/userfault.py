@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""userfaultfd(2) on the guest's memory: write protection with a log of faults, and UFFDIO_MOVE.
+
+Numbers and structures are those of include/uapi/linux/userfaultfd.h, which is ABI.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import select
+import struct
+import threading
+
+from harness.probe import kvm
+from harness.probe.layout import PAGE_BYTES
+from harness.probe.system import call
+
+_API_VERSION = 0xAA
+_API, _REGISTER, _UNREGISTER = 0xC018AA3F, 0xC020AA00, 0x8010AA01
+_MOVE, _WRITEPROTECT = 0xC028AA05, 0xC018AA06
+_MODE_MISSING, _MODE_WP = 1, 2
+_EVENT_PAGEFAULT = 0x12
+_MESSAGE_BYTES = 32
+FEATURES = {"write-protect": 1 << 0, "write-protect-files": 1 << 12, "move": 1 << 16}
+"""What a kernel may offer. ``write-protect-files`` is for hugetlb and shared memory (v5.19)."""
+
+
+class Userfault:
+    """A registered range of this process; raises OSError with EINVAL for a missing feature."""
+
+    def __init__(self, start: int, size: int, features: tuple[str, ...], mode: int) -> None:
+        self._range = (start, size)
+        self._fd = call("userfaultfd", os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            wanted = sum(FEATURES[name] for name in features)
+            self._ioctl(_API, "<QQQ", _API_VERSION, wanted, 0)
+            self._ioctl(_REGISTER, "<QQQQ", start, size, mode, 0)
+        except OSError:
+            os.close(self._fd)
+            raise
+
+    def close(self) -> None:
+        """Unregister the range."""
+        self._ioctl(_UNREGISTER, "<QQ", *self._range)
+        os.close(self._fd)
+
+    def _ioctl(self, request: int, form: str, *values: int) -> tuple[int, ...]:
+        buffer = ctypes.create_string_buffer(struct.pack(form, *values))
+        kvm.ioctl(self._fd, request, ctypes.addressof(buffer))
+        return struct.unpack_from(form, buffer)
+
+
+class WriteProtection(Userfault):
+    """Write-protects a range; whoever writes to a page waits until this has let it, page by page.
+
+    ``faults`` are the indices of the pages, from the start of the range, in the order of the
+    faults.
+    """
+
+    def __init__(self, start: int, size: int, features: tuple[str, ...]) -> None:
+        super().__init__(start, size, features, _MODE_WP)
+        self.faults: list[int] = []
+        self._start = start
+        self._stopping, self._stop = os.pipe()
+        self.protect(start, size, on=True)
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def protect(self, start: int, size: int, *, on: bool) -> None:
+        """Take the right to write to a range, or give it back and wake who waits."""
+        self._ioctl(_WRITEPROTECT, "<QQQ", start, size, int(on))
+
+    def close(self) -> None:
+        """Give all rights back, and unregister."""
+        os.write(self._stop, b".")
+        self._thread.join()
+        self.protect(*self._range, on=False)
+        os.close(self._stop)
+        os.close(self._stopping)
+        super().close()
+
+    def _serve(self) -> None:
+        while True:
+            ready, _, _ = select.select([self._fd, self._stopping], [], [])
+            if self._stopping in ready:
+                return
+            try:
+                message = os.read(self._fd, _MESSAGE_BYTES)
+            except BlockingIOError:
+                continue
+            event, _, address = struct.unpack_from("<B7xQQ", message)
+            if event == _EVENT_PAGEFAULT:
+                page = (address - self._start) // PAGE_BYTES
+                self.faults.append(page)
+                self.protect(self._start + page * PAGE_BYTES, PAGE_BYTES, on=False)
+
+
+def move(target: int, source: int, size: int) -> int:
+    """Move pages of this process without copying them (UFFDIO_MOVE); the bytes that were moved.
+
+    ``target`` must have no pages. Came with commit adef440691ba ("userfaultfd: UFFDIO_MOVE uABI")
+    (in v6.8).
+    """
+    userfault = Userfault(target, size, ("move",), _MODE_MISSING)
+    try:
+        *_, moved = userfault._ioctl(_MOVE, "<QQQQq", target, source, size, 0, 0)
+    finally:
+        userfault.close()
+    return moved

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Pages that the guest keeps touching are young: reclaim takes the others first."""
+
+from __future__ import annotations
+
+import pytest
+from matrix import on_backings
+
+from harness.guest.probe import ProbeGuest
+from harness.guest.settings import multigenerational
+from harness.oracle.evidence import Evidence
+
+SEED = 0x5EED
+# The classic LRU looks at each page once or twice before it takes any.
+MOST_PRESSES = 20
+# Shares of the cold pages. Ageing is a guess of the kernel, so the claim is a rate: hot pages go
+# several times more rarely than cold ones.
+ASKED = 0.6
+LEAST_COLD = 0.4
+FAVOUR = 4
+
+
+@pytest.mark.parametrize("lru", ["classic", "multigenerational"])
+@on_backings("age")
+def test_reclaim_takes_cold_pages_before_hot_ones(
+    guest: ProbeGuest, evidence: Evidence, lru: str
+) -> None:
+    hot = range(guest.pages // 4)
+    cold = guest.pages - len(hot)
+    wanted = int(cold * ASKED)
+    with multigenerational(guest.session, on=lru == "multigenerational"):
+        evidence.content(guest.fill(SEED))
+        with guest.hammering(0, hot.start, len(hot)) as hammer:
+            for _ in range(MOST_PRESSES):
+                # Each page is touched between two presses, so reclaim can tell hot from cold.
+                hammer.await_visits(2 * len(hot))
+                gone = ~guest.residency().present
+                left = wanted - int(gone.sum())
+                if left <= 0:
+                    break
+                guest.press(left)
+        hot_gone = int(gone[hot.start : hot.stop].sum())
+        cold_gone = int(gone.sum()) - hot_gone
+        evidence.at_least("ageing", f"of {cold} cold pages gone", int(cold * LEAST_COLD), cold_gone)
+        most = int(cold_gone / cold * len(hot) / FAVOUR)
+        evidence.at_most("ageing", f"of {len(hot)} hot pages gone", most, hot_gone)
+        evidence.content(hammer.stop())
+    evidence.content(guest.check(SEED))
+    evidence.sound(guest)

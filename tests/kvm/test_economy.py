@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""An invalidation costs a few TLB flushes, however many sptes it drops."""
+
+from __future__ import annotations
+
+import pytest
+
+from harness.guest.probe import ProbeGuest
+from harness.oracle.evidence import Evidence
+
+SEED = 0x5EED
+# One flush for the range, and one for each time that KVM gives way to others in between.
+MOST_FLUSHES = 64
+
+
+@pytest.mark.parametrize("how", ["munmap", "dontneed", "mprotect"])
+def test_dropping_many_sptes_takes_few_flushes(
+    guest: ProbeGuest, evidence: Evidence, how: str
+) -> None:
+    # A vcpu that runs meanwhile, or there would be no TLB to flush; not on what is dropped.
+    last = guest.pages - 1
+    evidence.content(guest.fill(SEED))
+    with guest.hammering(0, last, 1) as hammer:
+        hammer.await_visits(1)
+        before = guest.statistics()["vm"]["remote_tlb_flush"]
+        if how == "munmap":
+            guest.munmap(0, last)
+        elif how == "dontneed":
+            guest.madvise("dontneed", 0, last)
+        else:
+            guest.mprotect("none", 0, last)
+        flushes = guest.statistics()["vm"]["remote_tlb_flush"] - before
+    evidence.content(hammer.stop())
+    evidence.sptes_dropped(guest, 0, last)
+    evidence.no_stale_translations(guest)
+    evidence.at_most("TLB flushes", f"for {last} pages", MOST_FLUSHES, flushes)
+    evidence.at_least("TLB flushes", f"for {last} pages", 1, flushes)

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Guests on large pages: sptes as large as the pages, which are split and collapsed in time."""
+
+from __future__ import annotations
+
+import pytest
+from matrix import on_backings
+
+from harness.guest.probe import ProbeGuest
+from harness.oracle.evidence import Evidence
+
+SEED = 0x5EED
+NEW = 0x2E
+WORD = 7
+LARGE, SMALL = 2, 1
+
+
+@pytest.mark.parametrize("backing", ["thp", "hugetlb"])
+def test_large_pages_are_mapped_by_large_sptes(guest: ProbeGuest, evidence: Evidence) -> None:
+    evidence.content(guest.fill(SEED))
+    evidence.mapped_large(guest)
+    evidence.mapped_by_sptes(guest, LARGE)
+    evidence.sound(guest)
+    evidence.content(guest.check(SEED))
+
+
+@on_backings("collapse")
+def test_collapsed_memory_is_as_before_and_mapped_large(
+    guest: ProbeGuest, evidence: Evidence
+) -> None:
+    evidence.content(guest.fill(SEED))
+    evidence.sound(guest)
+    frames = evidence.frames(guest)
+    with evidence.told(guest):
+        evidence.at_least("collapse", "collapses that went well", 1, guest.collapse())
+    evidence.no_stale_translations(guest)
+    evidence.frames_returned(guest, frames)
+    evidence.content(guest.check(SEED))
+    evidence.mapped_large(guest)
+    evidence.mapped_by_sptes(guest, LARGE)
+    evidence.done("writing", guest.write(NEW, 0, guest.pages, word=WORD))
+    seen = guest.host_read(0, guest.pages, word=WORD)
+    evidence.equal("the VMM to see the guest's write", [NEW] * guest.pages, seen)
+    evidence.sound(guest)
+
+
+@pytest.mark.parametrize("backing", ["memfd"])
+def test_small_mappings_of_a_large_page_are_collapsed(
+    guest: ProbeGuest, evidence: Evidence
+) -> None:
+    evidence.content(guest.fill(SEED))
+    evidence.at_least("collapse", "collapses that went well", 1, guest.collapse())
+    guest.remap()  # without large mappings
+    evidence.content(guest.check(SEED))
+    evidence.mapped_by_sptes(guest, SMALL)
+    evidence.sound(guest)
+    with evidence.told(guest):
+        evidence.at_least("collapse", "collapses that went well", 1, guest.collapse())
+    evidence.no_stale_translations(guest)
+    evidence.content(guest.check(SEED))
+    evidence.mapped_by_sptes(guest, LARGE)
+    evidence.sound(guest)
+
+
+@on_backings("collapse")
+def test_a_hammering_guest_loses_no_write_to_collapse(
+    guest: ProbeGuest, evidence: Evidence
+) -> None:
+    evidence.content(guest.fill(SEED))
+    with guest.hammering() as hammer:
+        hammer.await_visits(guest.pages)
+        evidence.at_least("collapse", "collapses that went well", 1, guest.collapse())
+        hammer.await_visits(guest.pages)
+    evidence.content(hammer.stop())
+    evidence.content(guest.check(SEED))
+    evidence.sound(guest)
+
+
+@pytest.mark.parametrize("how", ["debugfs", "protection", "mapping", "discard"])
+@pytest.mark.parametrize("backing", ["thp"])
+def test_a_large_page_that_is_split_leaves_no_large_spte(
+    guest: ProbeGuest, evidence: Evidence, how: str
+) -> None:
+    evidence.content(guest.fill(SEED))
+    evidence.mapped_large(guest)
+    evidence.mapped_by_sptes(guest, LARGE)
+    if how == "debugfs":
+        with evidence.told(guest):
+            guest.split_large_pages()
+    elif how == "protection":
+        guest.mprotect("read", 600, 1)
+        guest.mprotect("readwrite", 600, 1)
+    elif how == "mapping":
+        # The one way in which nothing but the size of the mapping changes.
+        with evidence.told(guest, 512, 512):
+            guest.madvise("dontfork", 600, 1)
+    else:
+        guest.madvise("dontneed", 600, 1)
+    evidence.no_stale_translations(guest)
+    hole = how == "discard"
+    evidence.content(guest.check(SEED, 0, 600))
+    evidence.content(guest.check(SEED, 601 if hole else 600))
+    if hole:
+        seen = guest.read(600, 1, word=WORD).words
+        evidence.equal("the page that was discarded to be zero", [0], seen, 600)
+        evidence.done("writing there", guest.write(NEW, 600, word=WORD))
+    evidence.mapped_by_sptes(guest, SMALL, 512, 512)
+    evidence.sound(guest)
+    evidence.swapped_out(guest, guest.reclaim())
+    evidence.content(guest.check(SEED, 0, 600))
+    evidence.sound(guest)
