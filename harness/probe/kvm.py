@@ -159,8 +159,9 @@ class Statistics:
     """The counters of a VM or a vcpu, by name, read without disturbing it.
 
     ``fd`` is what KVM_GET_STATS_FD returned; any process may read from it. Opened before the vcpu
-    first runs, because a vcpu's ioctls wait until it leaves KVM_RUN. Raises OSError with ENOTTY before commit fcfe1baeddbf ("KVM: stats: Support binary stats
-    retrieval for a VM") (in v5.14). Histograms (more than one value) are left out.
+    first runs, because a vcpu's ioctls wait until it leaves KVM_RUN. Raises OSError with ENOTTY
+    before commit fcfe1baeddbf ("KVM: stats: Support binary stats retrieval for a VM") (in v5.14).
+    Histograms (more than one value) are left out.
     """
 
     def __init__(self, fd: int) -> None:
