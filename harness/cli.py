@@ -70,14 +70,16 @@ def command() -> None:
 @_accel
 @_control
 @click.option("--results", metavar="DIR", default="results", show_default=True)
+@click.option("--strict", is_flag=True, help="A test that this kernel cannot run ends in 125.")
 @click.option("-k", "expression", metavar="EXPR", help="Only tests whose names match, as pytest's.")
 @click.argument("tests", nargs=-1)
-def check(expression: str | None, tests: Sequence[str], **options: Any) -> int:
+def check(expression: str | None, tests: Sequence[str], strict: bool, **options: Any) -> int:
     """Build the kernel, boot it, drive guests on it, and give the verdict.
 
     TESTS are files or test ids; by default the whole suite.
     """
-    return plugin.check(expression, tests, _as_arguments(options))
+    arguments = [*_as_arguments(options), *(["--no-skips"] if strict else [])]
+    return plugin.check(expression, tests, arguments)
 
 
 @command.command()

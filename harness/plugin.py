@@ -59,6 +59,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--accel", metavar="NAME", default="auto", help=", ".join(accelerator.REQUESTS))
     group.addoption("--control", metavar="NAME", help="break one guarantee, to see tests fail")
     group.addoption("--results", metavar="DIR", default="results", help="where results go")
+    # pytest has an option --strict of its own.
+    group.addoption("--no-skips", action="store_true", help="a skipped test makes a run end in 125")
     group.addoption("--jobs", metavar="N", type=int, help="for make; default: number of CPUs")
 
 
@@ -81,6 +83,7 @@ def pytest_configure(config: pytest.Config) -> None:
         accelerator=config.getoption("--accel"),
         control=control,
         jobs=config.getoption("--jobs"),
+        strict=config.getoption("--no-skips"),
     )
     config.pluginmanager.register(SuitePlugin(config, wish), _PLUGIN)
 
@@ -371,6 +374,8 @@ def _repeat(wish: Wish, item: pytest.Item | None) -> tuple[str, ...]:
         words += ["--accel", wish.accelerator]
     if wish.control:
         words += ["--control", wish.control]
+    if wish.strict:
+        words.append("--strict")
     if item is not None:
         words.append(item.nodeid)
     return tuple(words)

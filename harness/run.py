@@ -104,6 +104,7 @@ class Run:
                 self._outcomes,
                 [host.evidence for host in hosts],
                 self._problems,
+                strict=self._wish.strict,
             ),
             outcomes=completed(self._requests, self._outcomes),
             kernel=self._kernel_facts(),

@@ -51,7 +51,10 @@ DEFAULT_MODES = (Mmu.TDP, Mmu.SHADOW)
 
 @dataclasses.dataclass(frozen=True)
 class Wish:
-    """What a user asked for: which kernel, changed how, in which MMU modes, on what."""
+    """What a user asked for: which kernel, changed how, in which MMU modes, on what.
+
+    ``strict`` forbids to skip what this kernel or host cannot be asked.
+    """
 
     kernel: str = DEFAULT_KERNEL
     patches: tuple[Path, ...] = ()
@@ -60,6 +63,7 @@ class Wish:
     accelerator: str = "auto"
     control: str | None = None
     jobs: int | None = None
+    strict: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

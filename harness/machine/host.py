@@ -107,6 +107,9 @@ class Host(Protocol):
     def debugger(self) -> drgn.Program:
         """A drgn program that reads the host's memory from outside; OracleUnavailable if not."""
 
+    def write_physical(self, address: int, data: bytes) -> None:
+        """Write to the host's memory from outside; OracleUnavailable if that cannot be done."""
+
     def paused(self) -> AbstractContextManager[None]:
         """The host's CPUs stand still: its memory can be read as one picture."""
 

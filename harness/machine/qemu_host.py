@@ -14,6 +14,7 @@ from harness.errors import DeadlineError, HarnessError, HostLostError, KernelSpl
 from harness.kernel.model import Kernel
 from harness.machine import debugger
 from harness.machine.console import ConsoleLog
+from harness.machine.gdbstub import attached
 from harness.machine.host import HostFacts
 from harness.machine.qemu import Qemu
 from harness.machine.qmp import Qmp
@@ -94,6 +95,15 @@ class QemuHost:
             modules = ("kvm", self.facts.vendor)
             self._program = debugger.attach(self._paths.debugger, self._kernel, modules)
         return self._program
+
+    def write_physical(self, address: int, data: bytes) -> None:
+        """Write to the host's memory from outside, at a physical address; it stands still then."""
+        deadline = Deadline.after(_QMP_SECONDS * self.facts.pace, "Writing to the host's memory")
+        stub = self._paths.stub
+        if not stub.exists():
+            self.qmp.human(f"gdbserver unix:{stub},server=on,wait=off", deadline)
+        with attached(stub, deadline) as writer:
+            writer.write_physical(address, data)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:

@@ -91,6 +91,11 @@ class RunPaths:
         return self.directory / "dbg"
 
     @property
+    def stub(self) -> Path:
+        """The socket of QEMU's GDB stub, once something was to be written to memory."""
+        return self.directory / "gdb"
+
+    @property
     def overlay(self) -> Path:
         """What the host writes to its root."""
         return self.directory / "root.qcow2"

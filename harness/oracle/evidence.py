@@ -10,6 +10,7 @@ which nobody could speak does not pass.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import drgn
@@ -70,18 +71,15 @@ class Evidence:
 
     def no_extra_references(self, guest: ProbeGuest) -> None:
         """No page that the guest's memory maps has more or fewer references than it may."""
-        self._from_outside(
-            "references", "exactly the references of mappings and caches", guest, _extra
-        )
+        self._from_outside(guest, _REFERENCES)
 
     def no_stale_translations(self, guest: ProbeGuest) -> None:
         """No spte translates otherwise than, or allows more than, the primary MMU."""
-        self._from_outside("translations", "each spte to agree with the primary MMU", guest, _stale)
+        self._from_outside(guest, _TRANSLATIONS)
 
     def sound(self, guest: ProbeGuest) -> None:
-        """Both of the above; what every scenario asks before and after its operation."""
-        self.no_extra_references(guest)
-        self.no_stale_translations(guest)
+        """Both of the above in one picture; what every scenario asks before and after."""
+        self._from_outside(guest, _REFERENCES, _TRANSLATIONS)
 
     def frames(
         self, guest: ProbeGuest, first: int = 0, pages: int | None = None
@@ -404,23 +402,45 @@ class Evidence:
 
     # How answers are kept.
 
-    def _from_outside(self, oracle: str, expected: str, guest: ProbeGuest, look: _Look) -> None:
+    def _from_outside(self, guest: ProbeGuest, *questions: _Question) -> None:
         """Look at the stopped host's memory until nothing is wrong, or something stays wrong."""
         try:
             program = self._host.debugger()
-
-            def atomically() -> Sequence[Difference | Stale]:
-                guest.session.ask("drain_lru")
-                with self._host.paused():
-                    return look(program, guest)
-
-            found = settled(atomically, self._patience(), key=lambda finding: finding.page)
         except OracleUnavailable as error:
-            self._not_consulted(oracle, error)
+            for question in questions:
+                self._not_consulted(question.oracle, error)
             return
-        page = found[0].page if found else None
-        wrong = [str(finding) for finding in found]
-        self._judge(oracle, expected, wrong, page=page, agreed=f"{guest.pages} pages looked at")
+        unanswered: dict[str, OracleUnavailable] = {}
+        looks = 0
+
+        def atomically() -> Sequence[tuple[str, Difference | Stale]]:
+            nonlocal looks
+            if looks:
+                # Most looks find nothing to wait for, and need not pay for this.
+                guest.session.ask("drain_lru")
+            looks += 1
+            found: list[tuple[str, Difference | Stale]] = []
+            with self._host.paused():
+                primary = _primary(program, guest)
+                for question in questions:
+                    try:
+                        answer = question.look(program, guest, primary)
+                    except OracleUnavailable as error:
+                        unanswered[question.oracle] = error
+                        continue
+                    found += [(question.oracle, finding) for finding in answer]
+            return found
+
+        lasting = settled(atomically, self._patience(), key=lambda found: (found[0], found[1].page))
+        for question in questions:
+            if question.oracle in unanswered:
+                self._not_consulted(question.oracle, unanswered[question.oracle])
+                continue
+            wrong = [finding for oracle, finding in lasting if oracle == question.oracle]
+            page = wrong[0].page if wrong else None
+            texts = [str(finding) for finding in wrong]
+            seen = f"{guest.pages} pages looked at"
+            self._judge(question.oracle, question.expected, texts, page=page, agreed=seen)
 
     def _patience(self) -> Deadline:
         return Deadline.after(_SETTLE_SECONDS * self._host.facts.pace, "Settling")
@@ -461,20 +481,29 @@ class Evidence:
         self._reports[oracle] = OracleReport(oracle, status, expected, seen, detail)
 
 
-_Look = Callable[[drgn.Program, ProbeGuest], Sequence[Difference | Stale]]
-
-
 def _primary(program: drgn.Program, guest: ProbeGuest) -> PrimaryMap:
     return primary_map(program, guest.pid, guest.hva, guest.pages)
 
 
-def _extra(program: drgn.Program, guest: ProbeGuest) -> Sequence[Difference]:
-    primary = _primary(program, guest)
+def _extra(program: drgn.Program, guest: ProbeGuest, primary: PrimaryMap) -> Sequence[Difference]:
     pages = np.flatnonzero(primary.present)
     states = page_states(program, primary.pfn[pages])
     return differences(pages, states)
 
 
-def _stale(program: drgn.Program, guest: ProbeGuest) -> Sequence[Stale]:
+def _stale(program: drgn.Program, guest: ProbeGuest, primary: PrimaryMap) -> Sequence[Stale]:
     sptes = read_sptes(program, guest.pid, guest.vm_fd, guest.gpa, guest.pages)
-    return stale(sptes, _primary(program, guest))
+    return stale(sptes, primary)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Question:
+    """What is asked of the host's memory from outside, and by which oracle."""
+
+    oracle: str
+    expected: str
+    look: Callable[[drgn.Program, ProbeGuest, PrimaryMap], Sequence[Difference | Stale]]
+
+
+_REFERENCES = _Question("references", "exactly the references of mappings and caches", _extra)
+_TRANSLATIONS = _Question("translations", "each spte to agree with the primary MMU", _stale)

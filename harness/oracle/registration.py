@@ -18,8 +18,8 @@ def mm_references(program: drgn.Program, pid: int) -> int:
 def subscriptions(program: drgn.Program, pid: int) -> int:
     """How many notifiers are registered on the memory of a process.
 
-    The member was renamed by commit 984cfe4e2526 ("mm/mmu_notifier: rename mmu_notifier_mm to
-    notifier_subscriptions") (in v5.6). Raises OracleUnavailable where it is not known.
+    Where they are since commit 984cfe4e2526 ("mm/mmu_notifier: Rename struct mmu_notifier_mm to
+    mmu_notifier_subscriptions") (in v5.6). Raises OracleUnavailable where it is not known.
     """
     mm = task_mm(program, pid)
     try:

@@ -80,7 +80,7 @@ def read_sptes(program: drgn.Program, pid: int, vm_fd: int, gpa: int, pages: int
     The TDP MMU's tables are walked from its roots; the shadow pages of the other modes stand in
     a list. Raises OracleUnavailable where the kernel keeps them in a way that is not known here.
     """
-    kvm = _vm(program, pid, vm_fd)
+    kvm = virtual_machine(program, pid, vm_fd)
     tables: list[tuple[Words, Words, int]] = []
     try:
         roots = kvm.arch.tdp_mmu_roots
@@ -99,7 +99,8 @@ def read_sptes(program: drgn.Program, pid: int, vm_fd: int, gpa: int, pages: int
     return _leaves(tables, gpa >> PAGE_SHIFT, pages)
 
 
-def _vm(program: drgn.Program, pid: int, vm_fd: int) -> drgn.Object:
+def virtual_machine(program: drgn.Program, pid: int, vm_fd: int) -> drgn.Object:
+    """The struct kvm behind a descriptor of a process."""
     file = fget(find_task(program, pid), vm_fd)
     if not file:
         raise ProbeError(f"Process {pid} of the host has no open file {vm_fd}.")

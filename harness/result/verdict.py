@@ -9,7 +9,8 @@ What decides, in this order:
 3. something broke: the gravest of bug (203), usage (201), unfit machine (202), infrastructure
    (200), untestable kernel (125). Tests that never reported, errors, nonces that do not match and
    logs that have no end are infrastructure, unless something above explains them;
-4. nothing was selected (201), or everything was skipped (125);
+4. nothing was selected (201), or everything was skipped (125), or anything was skipped although
+   the run was to be ``strict`` (125);
 5. else PASS (0).
 """
 
@@ -124,6 +125,8 @@ def judge(
     outcomes: Sequence[TestOutcome],
     evidence: Sequence[Evidence],
     problems: Sequence[BaseException] = (),
+    *,
+    strict: bool = False,
 ) -> Verdict:
     """The verdict over a run.
 
@@ -146,22 +149,24 @@ def judge(
         code = min((code for code, _ in others), key=_GRAVITY.index)
         ordered = sorted(others, key=lambda item: _GRAVITY.index(item[0]))
         return _verdict(code, tuple(text for _, text in ordered))
-    return _quiet(everything)
+    return _quiet(everything, strict)
 
 
 _STOPS = frozenset({ExitCode.INTERRUPTED, ExitCode.TERMINATED})
 
 
-def _quiet(outcomes: Sequence[TestOutcome]) -> Verdict:
+def _quiet(outcomes: Sequence[TestOutcome], strict: bool) -> Verdict:
     """The verdict when nothing failed and nothing broke."""
     if not outcomes:
         return _verdict(ExitCode.USAGE, ("The selection matched no test, so nothing was run.",))
     passed = sum(outcome.outcome is Outcome.PASS for outcome in outcomes)
     skipped = [outcome for outcome in outcomes if outcome.outcome is Outcome.SKIP]
-    if not passed:
+    if not passed or (strict and skipped):
         why = Counter(one_line(outcome.message) or "no reason given" for outcome in skipped)
         reasons = (f"{count} skipped: {text}" for text, count in why.most_common(_NAMED))
-        return _verdict(ExitCode.UNTESTABLE, ("All tests were skipped.", *reasons))
+        what = f"{_tests(len(skipped))} of {len(outcomes)} were skipped, which --strict forbids."
+        first = what if passed else "All tests were skipped."
+        return _verdict(ExitCode.UNTESTABLE, (first, *reasons))
     besides = f" {len(skipped)} skipped." if skipped else ""
     return _verdict(ExitCode.PASS, (f"{_tests(passed)} passed.{besides}",))
 
