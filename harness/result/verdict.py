@@ -164,7 +164,7 @@ def _quiet(outcomes: Sequence[TestOutcome], strict: bool) -> Verdict:
     if not passed or (strict and skipped):
         why = Counter(one_line(outcome.message) or "no reason given" for outcome in skipped)
         reasons = (f"{count} skipped: {text}" for text, count in why.most_common(_NAMED))
-        what = f"{_tests(len(skipped))} of {len(outcomes)} were skipped, which --strict forbids."
+        what = f"{len(skipped)} of {_tests(len(outcomes))} skipped, which --strict forbids."
         first = what if passed else "All tests were skipped."
         return _verdict(ExitCode.UNTESTABLE, (first, *reasons))
     besides = f" {len(skipped)} skipped." if skipped else ""

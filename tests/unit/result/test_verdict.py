@@ -314,3 +314,18 @@ def test_a_verdict_is_a_plain_value() -> None:
     verdicts = [judge([A], [PASS], [host()]) for _ in range(2)]
     assert all(one == other for one, other in itertools.pairwise(verdicts))
     assert isinstance(verdicts[0], Verdict)
+
+
+def test_a_strict_run_may_skip_nothing() -> None:
+    both = [ended(Outcome.PASS, "a"), ended(Outcome.SKIP, "b")]
+    requests = [request("a"), request("b")]
+    assert judge(requests, both, [host()]).exit_code == 0
+    verdict = judge(requests, both, [host()], strict=True)
+    assert (verdict.word, verdict.exit_code) == (Word.UNTESTABLE, 125)
+    assert verdict.reasons == (
+        "1 of 2 tests skipped, which --strict forbids.",
+        "1 skipped: b skip",
+    )
+    assert judge([A], [PASS], [host()], strict=True).exit_code == 0
+    failed = [ended(Outcome.FAIL, "a"), ended(Outcome.SKIP, "b")]
+    assert judge(requests, failed, [host()], strict=True).exit_code == 1
