@@ -63,21 +63,43 @@ def command() -> None:
     """
 
 
+def _suite_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What a run of the suite takes: the options of pytest's plugin, and which tests."""
+    options: tuple[Decorator, ...] = (
+        _kernel_options,
+        click.option("--mmu", "modes", metavar="MODE", multiple=True,
+                     help=f"{', '.join(mmu.Mmu)}; may be repeated. Default: tdp and shadow."),
+        _accel,
+        _control,
+        click.option("--results", metavar="DIR", default="results", show_default=True),
+        click.option("-k", "expression", metavar="EXPR",
+                     help="Only tests whose names match, as pytest's."),
+        click.argument("tests", nargs=-1),
+    )  # fmt: skip
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
 @command.command()
-@_kernel_options
-@click.option("--mmu", "modes", metavar="MODE", multiple=True,
-              help=f"{', '.join(mmu.Mmu)}; may be repeated. Default: tdp and shadow.")  # fmt: skip
-@_accel
-@_control
-@click.option("--results", metavar="DIR", default="results", show_default=True)
-@click.option("-k", "expression", metavar="EXPR", help="Only tests whose names match, as pytest's.")
-@click.argument("tests", nargs=-1)
+@_suite_options
 def check(expression: str | None, tests: Sequence[str], **options: Any) -> int:
     """Build the kernel, boot it, drive guests on it, and give the verdict.
 
     TESTS are files or test ids; by default the whole suite.
     """
     return plugin.check(expression, tests, _as_arguments(options))
+
+
+@command.command()
+@_suite_options
+def coverage(expression: str | None, tests: Sequence[str], **options: Any) -> int:
+    """Check, and tell which notifier sites of the kernel the tests reach, by kprobes.
+
+    The table has the hooks of 2008, with what does their work today, and every place in this
+    kernel that calls a notifier. coverage.json in the results directory has all cells.
+    """
+    return plugin.check(expression, tests, [*_as_arguments(options), "--coverage"])
 
 
 @command.command()

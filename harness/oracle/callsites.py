@@ -212,9 +212,10 @@ def _site(program: drgn.Program, notifier: str, address: int) -> Site:
 def _symbol(program: drgn.Program, address: int) -> str:
     """The function by the symbol table, without what the compiler appended to its name."""
     try:
-        return program.symbol(address).name.partition(".")[0]
+        name: str = program.symbol(address).name
     except LookupError:
         return f"{address:#x}"
+    return name.partition(".")[0]
 
 
 def _short(file: str) -> str:

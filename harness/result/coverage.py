@@ -142,9 +142,7 @@ def hook_rows(coverage: Coverage, of_2008: Iterable[Hook] = hooks.HOOKS) -> tupl
 def _hook_row(coverage: Coverage, hook: Hook) -> Row:
     name = f"{hook.function}: {hook.call}"
     sites = [
-        site
-        for site in coverage.sites
-        if site.function in hook.now and site.hook in hook.notifiers
+        site for site in coverage.sites if site.function in hook.now and site.hook in hook.notifiers
     ]
     cells = tuple(cell for cell in coverage.reached_by(sites) if hook.within(cell.id))
     today = ", ".join(dict.fromkeys(site.function for site in sites))
