@@ -4,8 +4,9 @@
 The notifiers are out of line functions behind an inlined test whether anybody registered, so each
 place is a direct call or jump with a displacement of 32 bits. Looking for those that lead to a
 notifier, at each byte of the text, takes a quarter of a second for 8 MiB; the chance that other
-bytes look so is about one in two thousand. Debug information then says which function of the
-source each belongs to, also where that was inlined.
+bytes look so is about one in three thousand. (Only mm/mmu_notifier.c itself is near enough for a
+jump with 8 bits.) Debug information then says which function of the source each belongs to, also
+where that was inlined.
 """
 
 from __future__ import annotations
@@ -65,6 +66,8 @@ def call_sites(kernel: Kernel) -> CallSites:
     for section in image.text:
         for address, target in branches(section.data, section.address, list(functions)):
             site = _site(program, functions[target], address)
+            if site.function == site.notifier:
+                continue  # a loop of its own
             found.setdefault(site, []).append(address - text)
     sites = [dataclasses.replace(site, offsets=tuple(found[site])) for site in found]
     called = {site.notifier for site in sites}

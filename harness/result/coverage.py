@@ -57,7 +57,7 @@ class Site:
 class Cell:
     """What one test reached: how often each site was passed while it ran, zero left out.
 
-    ``problem`` says why a test was not measured, or not completely.
+    ``problem`` says why a test was not measured.
     """
 
     id: str
@@ -123,15 +123,13 @@ def site_rows(coverage: Coverage) -> tuple[Row, ...]:
     ordered = sorted(
         coverage.sites, key=lambda site: (site.file, site.line, site.function, site.notifier)
     )
-    return tuple(
-        Row(
-            f"{site.function}: {site.hook}",
-            site.where,
-            cells := coverage.reached_by([site]),
-            "" if cells else _why_not(coverage, site),
-        )
-        for site in ordered
-    )
+    return tuple(_site_row(coverage, site) for site in ordered)
+
+
+def _site_row(coverage: Coverage, site: Site) -> Row:
+    cells = coverage.reached_by([site])
+    reason = "" if cells else _why_not(coverage, site)
+    return Row(f"{site.function}: {site.hook}", site.where, cells, reason)
 
 
 def hook_rows(coverage: Coverage, of_2008: Iterable[Hook] = hooks.HOOKS) -> tuple[Row, ...]:
@@ -175,10 +173,12 @@ def summary(coverage: Coverage) -> str:
     """One sentence about how much was reached."""
     sites = site_rows(coverage)
     old = hook_rows(coverage)
+    lost = sum(bool(cell.problem) for cell in coverage.cells)
+    more = f"; of {lost} more nothing was measured" if lost else ""
     return (
         f"{sum(row.reached for row in sites)} of {len(sites)} notifier sites of "
         f"{one_line(coverage.release)} and {sum(row.reached for row in old)} of {len(old)} hooks "
-        f"of 2008 were reached by {len(coverage.cells)} tests."
+        f"of 2008 were reached by {len(coverage.cells) - lost} tests{more}."
     )
 
 
