@@ -31,21 +31,22 @@ class Recorder:
         self._outside: dict[Site, int] = {}
         self._host: _Watched | None = None
         self._sites: CallSites | None = None
+        self._blind = ""
         try:
             with progress.phase("Looking for the notifier sites of the kernel"):
                 self._sites = call_sites(kernel)
         except HarnessError as error:
-            self._problem(str(error))
+            self._blind = str(error)
+            self._problem(self._blind)
 
     @contextlib.contextmanager
     def watching(self, session: Session, request: Request) -> Iterator[None]:
         """Count what is reached while the context is open, on behalf of one test."""
-        before = self._before(session)
+        before, problem = self._before(session)
         try:
             yield
         finally:
             if before is None:
-                problem = next(reversed(self._problems), "the host could not be watched")
                 self._cell(request, problem=problem)
             else:
                 self._after(request, before)
@@ -60,10 +61,13 @@ class Recorder:
             problems=tuple(self._problems),
         )
 
-    def _before(self, session: Session) -> Reading | None:
-        """The counts at the beginning of a test, on a host that is watched from its first on."""
+    def _before(self, session: Session) -> tuple[Reading | None, str]:
+        """The counts at the beginning of a test, or why there are none.
+
+        A host is watched from its first test on.
+        """
         if self._sites is None:
-            return None
+            return None, self._blind
         try:
             if self._host is None or self._host.session is not session:
                 self._host = None
@@ -71,11 +75,10 @@ class Recorder:
                 self._say_unwatched(self._host.reach)
             now = self._host.reach.read()
         except (HarnessError, OSError) as error:
-            self._problem(str(error))
-            return None
+            return None, str(error)
         if self._host.last is not None:
             _add(self._outside, now.since(self._host.last))
-        return now
+        return now, ""
 
     def _after(self, request: Request, before: Reading) -> None:
         """Take in the counts at the end of a test."""

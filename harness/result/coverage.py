@@ -186,7 +186,7 @@ def notes(coverage: Coverage) -> tuple[str, ...]:
     """What could not be measured, one sentence each, with how often."""
     counts: dict[str, int] = {}
     for cell in coverage.cells:
-        if cell.problem:
+        if cell.problem and cell.problem not in coverage.problems:
             counts[cell.problem] = counts.get(cell.problem, 0) + 1
     of_cells = (
         f"{count} test{'s' if count > 1 else ''} not measured: {problem}"

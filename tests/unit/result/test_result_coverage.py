@@ -194,6 +194,11 @@ def test_problems_are_told_once_with_their_number(coverage: Coverage) -> None:
     )
 
 
+def test_what_made_all_tests_blind_is_told_once() -> None:
+    blind = cell("test_x", "tdp", problem="No vmlinux.")
+    assert notes(Coverage("6", (), (blind, blind), problems=("No vmlinux.",))) == ("No vmlinux.",)
+
+
 def test_the_file_has_every_site_cell_and_count(coverage: Coverage) -> None:
     text = as_json(coverage)
     found: Any = json.loads(text)
