@@ -63,23 +63,45 @@ def command() -> None:
     """
 
 
+def _suite_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What a run of the suite takes: the options of pytest's plugin, and which tests."""
+    options: tuple[Decorator, ...] = (
+        _kernel_options,
+        click.option("--mmu", "modes", metavar="MODE", multiple=True,
+                     help=f"{', '.join(mmu.Mmu)}; may be repeated. Default: tdp and shadow."),
+        _accel,
+        _control,
+        click.option("--results", metavar="DIR", default="results", show_default=True),
+        click.option("--strict", is_flag=True,
+                     help="A test that this kernel cannot run makes the run end in 125."),
+        click.option("-k", "expression", metavar="EXPR",
+                     help="Only tests whose names match, as pytest's."),
+        click.argument("tests", nargs=-1),
+    )  # fmt: skip
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
 @command.command()
-@_kernel_options
-@click.option("--mmu", "modes", metavar="MODE", multiple=True,
-              help=f"{', '.join(mmu.Mmu)}; may be repeated. Default: tdp and shadow.")  # fmt: skip
-@_accel
-@_control
-@click.option("--results", metavar="DIR", default="results", show_default=True)
-@click.option("--strict", is_flag=True, help="A test that this kernel cannot run ends in 125.")
-@click.option("-k", "expression", metavar="EXPR", help="Only tests whose names match, as pytest's.")
-@click.argument("tests", nargs=-1)
-def check(expression: str | None, tests: Sequence[str], strict: bool, **options: Any) -> int:
+@_suite_options
+def check(expression: str | None, tests: Sequence[str], **options: Any) -> int:
     """Build the kernel, boot it, drive guests on it, and give the verdict.
 
     TESTS are files or test ids; by default the whole suite.
     """
-    arguments = [*_as_arguments(options), *(["--no-skips"] if strict else [])]
-    return plugin.check(expression, tests, arguments)
+    return plugin.check(expression, tests, _as_arguments(options))
+
+
+@command.command()
+@_suite_options
+def coverage(expression: str | None, tests: Sequence[str], **options: Any) -> int:
+    """Check, and tell which notifier sites of the kernel the tests reach, by kprobes.
+
+    The table has the hooks of 2008, with what does their work today, and every place in this
+    kernel that calls a notifier. coverage.json in the results directory has all cells.
+    """
+    return plugin.check(expression, tests, [*_as_arguments(options), "--coverage"])
 
 
 @command.command()
@@ -201,9 +223,12 @@ def _paths(names: Sequence[str]) -> tuple[Path, ...]:
 
 def _as_arguments(options: dict[str, Any]) -> list[str]:
     """The options of ``check`` as pytest's plugin knows them."""
-    names = {"patches": "patch", "fragments": "config", "modes": "mmu"}
+    names = {"patches": "patch", "fragments": "config", "modes": "mmu", "strict": "no-skips"}
     arguments = []
     for key, value in options.items():
+        if isinstance(value, bool):
+            arguments += [f"--{names.get(key, key)}"] if value else []
+            continue
         for one in value if isinstance(value, tuple) else (value,):
             if one is not None:
                 # One word, because a value may begin with a dash.

@@ -12,7 +12,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TextIO
 
 from rich.console import Console
@@ -22,6 +22,8 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.progress import Progress
+from harness.result.coverage import Coverage, Row, hook_rows, notes, site_rows
+from harness.result.coverage import summary as coverage_summary
 from harness.result.outcome import Outcome
 from harness.result.record import RunRecord
 from harness.result.summary import closing_lines, failure_lines, not_consulted, scenario, table
@@ -234,6 +236,40 @@ def show(record: RunRecord, console: Console) -> None:
         _line(console, reason)
     style = "bold green" if record.verdict.word is Word.PASS else "bold red"
     _line(console, verdict, style)
+
+
+def show_coverage(coverage: Coverage, console: Console) -> None:
+    """Print which hooks and sites were reached by how many tests, and why others were not."""
+    if coverage.sites:
+        console.print(_rows("hook of 2008", hook_rows(coverage), coverage.modes, console))
+        console.print()
+        site = f"notifier site of {one_line(coverage.release)}"
+        console.print(_rows(site, site_rows(coverage), coverage.modes, console))
+        _line(console, coverage_summary(coverage))
+    for sentence in notes(coverage):
+        _line(console, sentence, "yellow")
+
+
+def _rows(head: str, rows: Sequence[Row], modes: Sequence[str], console: Console) -> Table:
+    """One of the tables of coverage: how many tests of each mode, and the first one's name."""
+    shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    shown.add_column(_text(head, console), overflow="fold")
+    for mode in modes:
+        shown.add_column(_text(mode, console), no_wrap=True, justify="right")
+    shown.add_column("reached by", overflow="fold")
+    for row in rows:
+        more = f" and {len(row.scenarios) - 1} more" if len(row.scenarios) > 1 else ""
+        who = row.scenarios[0] + more if row.reached else f"never: {row.reason}"
+        shown.add_row(
+            _text(f"{row.name}\n  {row.detail}" if row.detail else row.name, console),
+            *(Text(str(row.count(mode) or "-")) for mode in modes),
+            _text(who, console, "" if row.reached else "yellow"),
+        )
+    return shown
+
+
+def _text(text: str, console: Console, style: str = "") -> Text:
+    return Text(_encodable(printable(text), console.encoding), style=style)
 
 
 def _table(record: RunRecord, console: Console) -> Table:

@@ -62,6 +62,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     # pytest has an option --strict of its own.
     group.addoption("--no-skips", action="store_true", help="a skipped test makes a run end in 125")
     group.addoption("--jobs", metavar="N", type=int, help="for make; default: number of CPUs")
+    group.addoption("--coverage", action="store_true", help="which notifier sites are reached")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -139,6 +140,7 @@ class SuitePlugin:
                 Path(self._config.getoption("--results")),
                 progress,
                 command=_repeat(self._wish, None),
+                measure=self._config.getoption("--coverage"),
             )
         )
         # True says that the loop is over: no test runs without a kernel.
@@ -210,6 +212,8 @@ class SuitePlugin:
     def pytest_terminal_summary(self) -> None:
         """Show the closing table and the verdict."""
         if self._run is not None and self._run.record is not None:
+            if self._run.coverage is not None:
+                display.show_coverage(self._run.coverage, display.console(sys.stdout))
             display.show(self._run.record, display.console(sys.stdout))
             print(f"Results: {self._run.results.path}")
 
@@ -225,10 +229,13 @@ class SuitePlugin:
     # Fixtures.
 
     @pytest.fixture
-    def session(self, mmu_mode: mmu.Mmu) -> Session:
+    def session(self, request: pytest.FixtureRequest, mmu_mode: mmu.Mmu) -> Iterator[Session]:
         """The agent on the host of this test."""
         assert self._run is not None
-        return self._run.session(mmu_mode)
+        session = self._run.session(mmu_mode)
+        # All that a test makes on the host depends on this fixture, and is gone when it ends.
+        with self._run.watching(session, _request(request.node)):
+            yield session
 
     @pytest.fixture
     def host(self, session: Session) -> Host:

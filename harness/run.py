@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import hashlib
 import importlib.metadata
@@ -12,12 +13,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
+from harness.coverage import Recorder
 from harness.errors import HarnessError
 from harness.guest.session import Session
 from harness.kernel.model import Kernel
 from harness.machine.mmu import Mmu
 from harness.progress import Progress
-from harness.result.directory import ResultsDirectory
+from harness.result.coverage import Coverage, as_json
+from harness.result.directory import ResultsDirectory, write_atomically
 from harness.result.outcome import Outcome, Request, TestOutcome, completed
 from harness.result.record import KernelFacts, MachineFacts, RunRecord
 from harness.result.verdict import judge
@@ -34,7 +37,8 @@ _LIBRARIES = ("drgn", "fabric", "numpy", "paramiko", "pytest", "qemu.qmp")
 class Run:
     """Collects what happened, judges it, and writes it down.
 
-    A context manager; leaving it ends the host that still runs.
+    A context manager; leaving it ends the host that still runs. With ``measure``, it finds out
+    which notifier sites each test reaches, too.
     """
 
     def __init__(
@@ -46,6 +50,7 @@ class Run:
         results: Path,
         progress: Progress,
         command: Sequence[str],
+        measure: bool = False,
     ) -> None:
         self.progress = progress
         self.record: RunRecord | None = None
@@ -61,6 +66,8 @@ class Run:
         self._parts: Parts | None = None
         self._bench: Workbench | None = None
         self._log_position = 0
+        self._measure = measure
+        self._recorder: Recorder | None = None
 
     def prepare(self) -> bool:
         """Make everything that hosts are made of; whether that worked."""
@@ -70,6 +77,8 @@ class Run:
             self.problem(error)
             return False
         self._bench = Workbench(self._parts, self._directory, self.progress, self.results.keep)
+        if self._measure:
+            self._recorder = Recorder(self._parts.kernel, self.progress)
         return True
 
     def session(self, mode: Mmu) -> Session:
@@ -78,6 +87,19 @@ class Run:
         session = self._bench.session(mode)
         self._log_position = self._bench.log_position
         return session
+
+    def watching(
+        self, session: Session, request: Request
+    ) -> contextlib.AbstractContextManager[None]:
+        """Measure what a test reaches while the context is open, if that was asked for."""
+        if self._recorder is None:
+            return contextlib.nullcontext()
+        return self._recorder.watching(session, request)
+
+    @property
+    def coverage(self) -> Coverage | None:
+        """What was measured so far, if that was asked for."""
+        return self._recorder.result() if self._recorder else None
 
     def log_of_test(self) -> str:
         """What the host's kernel printed since the present test asked for the host."""
@@ -117,6 +139,8 @@ class Run:
         )
         if self._parts and self._parts.kernel.config:
             self.results.keep("kernel.config", self._parts.kernel.config.read_bytes())
+        if self.coverage:
+            write_atomically(self.results.path / "coverage.json", as_json(self.coverage).encode())
         self.results.write(self.record)
         return self.record
 

@@ -245,9 +245,13 @@ def test_every_option_is_one_that_the_plugin_knows(
     group = SimpleNamespace(addoption=lambda name, **_: known.append(name))
     parser = SimpleNamespace(getgroup=lambda *_: group)
     plugin.pytest_addoption(parser)  # type: ignore[arg-type]
-    command("check", *(word for name in known for word in (name, "1")))
-    ((_, _, options),) = checked
+    known.remove("--coverage")  # that is a command here
+    words = [word for name in known for word in (name, "1")]
+    command("check", *words)
+    command("coverage", *words)
+    (_, _, options), (_, _, more) = checked
     assert {option.partition("=")[0] for option in options} == set(known)
+    assert more == [*options, "--coverage"]
 
 
 @pytest.mark.parametrize("value", ["-x", "--kernel", "--results=elsewhere", "-k", "a=b", "", " "])

@@ -10,6 +10,7 @@ import io
 import pytest
 
 from harness import display
+from harness.result.coverage import Cell, Coverage, Site
 from harness.result.outcome import OracleReport, OracleStatus, Outcome, Request, TestOutcome
 from harness.result.record import HostRun, KernelFacts, MachineFacts, RunRecord
 from harness.result.verdict import Evidence, judge
@@ -160,3 +161,36 @@ def test_a_pass_is_shown_as_one(record: RunRecord) -> None:
     )
     assert text.splitlines()[-1] == "PASS (exit code 0)"
     assert "oracle:" not in text
+
+
+@pytest.fixture
+def measured() -> Coverage:
+    start = "__mmu_notifier_invalidate_range_start"
+    fork = Site(start, "copy_page_range", "mm/memory.c", 1392)
+    device = Site(start, "migrate_vma_collect", "mm/migrate_device.c", 309)
+    names = ("first [red]", "second \x1b[31m")
+    cells = [Cell(f"t.py::{name}[tdp]", "tdp", f"t: {name}", {fork: 2}) for name in names]
+    return Coverage("6.12.117", (fork, device), (*cells, Cell("t", "shadow", "t", {}, "it fell")))
+
+
+def test_the_table_of_coverage_says_who_reached_what_and_why_not(measured: Coverage) -> None:
+    stream = io.StringIO()
+    display.show_coverage(measured, display.console(stream, {}))
+    text = stream.getvalue()
+    lines = [line.split() for line in text.splitlines()]
+    assert ["hook", "of", "2008", "tdp", "shadow", "reached", "by"] in lines
+    assert "notifier site of 6.12.117" in text
+    words = ("copy_page_range:", "invalidate_range_start", "2", "-", "t:", "first", "[red]")
+    assert [*words, "and", "1", "more"] in lines
+    assert ["mm/memory.c:1392"] in lines
+    assert "never: needs a device driver" in text
+    assert "1 of 2 notifier sites of 6.12.117" in text
+    assert "1 test not measured: it fell" in text
+    assert "\x1b" not in text
+
+
+def test_without_sites_there_is_no_table_but_the_reason() -> None:
+    stream = io.StringIO()
+    blind = Coverage("6.1.0", problems=("The kernel 6.1.0 has no vmlinux.",))
+    display.show_coverage(blind, display.console(stream, {}))
+    assert stream.getvalue() == "The kernel 6.1.0 has no vmlinux.\n"

@@ -34,7 +34,8 @@ MAY_IMPORT = {
     "display": {"errors", "progress", "result"},
     # What both doors share: one run, put together from all rooms.
     "workbench": VOCABULARY | ROOMS | {"control"},
-    "run": VOCABULARY | ROOMS | {"control", "workbench"},
+    "coverage": VOCABULARY | ROOMS,
+    "run": VOCABULARY | ROOMS | {"control", "workbench", "coverage"},
     "probe": set[str](),
     "__init__": set[str](),
 }

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -11,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -28,6 +29,8 @@ from harness.janitor import Janitor
 from harness.kernel.model import Kernel
 from harness.machine.accelerator import Accelerator
 from harness.machine.mmu import Mmu
+from harness.result.coverage import Cell, Coverage, Site
+from harness.result.outcome import Request
 from harness.result.record import HostRun
 from harness.result.verdict import Crash, Evidence
 from harness.workbench import Wish
@@ -627,6 +630,78 @@ def test_the_janitor_is_there_during_a_run_and_gone_after_it(
     assert len(opened) == 1
     assert not opened[0].directory.exists()
     assert os.environ.get("MMU_HARNESS_RUN") == mark
+
+
+# Coverage.
+
+
+class FakeRecorder:
+    """Has seen one site in each test that was watched."""
+
+    site = Site("__mmu_notifier_release", "exit_mmap", "mm/mmap.c", 1925)
+    happened: ClassVar[list[str]] = []
+
+    def __init__(self, kernel: Kernel, progress: object) -> None:
+        self._cells: list[Cell] = []
+
+    @contextlib.contextmanager
+    def watching(self, session: Any, request: Request) -> Iterator[None]:
+        self.happened.append(f"watch {session.host.facts.mmu}")
+        try:
+            yield
+        finally:
+            self.happened.append("done")
+            self._cells.append(Cell(request.id, request.mmu, request.id, {self.site: 1}))
+
+    def result(self) -> Coverage:
+        return Coverage("6.12.1", (self.site,), tuple(self._cells))
+
+
+WATCHED = """
+import pytest
+from test_plugin import FakeRecorder
+
+@pytest.fixture
+def mine(host):
+    yield
+    FakeRecorder.happened.append("torn down")
+
+def test_a(evidence, mine):
+    assert FakeRecorder.happened[-1] == "watch tdp"
+    evidence.at_least("reclaim", "pages", 1, 2)
+
+def test_b(host):
+    raise errors.Violation("reclaim", "0 pages", "7")
+"""
+
+
+def test_coverage_watches_each_test_to_the_end_of_its_fixtures(
+    judge: Judge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "Recorder", FakeRecorder)
+    monkeypatch.setattr(FakeRecorder, "happened", [])
+    ended = judge(WATCHED, "--coverage")
+    assert FakeRecorder.happened == ["watch tdp", "torn down", "done", "watch tdp", "done"]
+    assert ended.code == ExitCode.FAIL, "the verdict is that of the tests"
+    assert ended.directory is not None
+    written = json.loads((ended.directory / "coverage.json").read_text())
+    ids = ["test_inner.py::test_a[tdp]", "test_inner.py::test_b[tdp]"]
+    assert written["sites"][0]["reached_by"] == ids
+    assert "1 of 1 notifier sites" in ended.out
+    assert ended.out.index("notifier sites") < ended.out.index("FAIL (exit code 1)")
+
+
+def test_without_the_option_nothing_is_watched(
+    judge: Judge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("nobody asked")
+
+    monkeypatch.setattr(run, "Recorder", never)
+    ended = judge(PASSING)
+    assert ended.code == ExitCode.PASS
+    assert ended.directory is not None
+    assert not (ended.directory / "coverage.json").exists()
 
 
 # The other door.
