@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
 import signal
 import sys
 import time
@@ -280,6 +281,7 @@ class SuitePlugin:
             log_excerpt=self._run.log_of_test() if error is not None else "",
             code=exit_code(error) if error is not None else None,
             command=_repeat(self._wish, item),
+            started=judged.began,
         )
 
     def _progress(self) -> Progress:
@@ -299,6 +301,7 @@ class _Judged:
     error: BaseException | None = None
     skipped: bool = False
     seconds: float = 0.0
+    began: datetime.datetime | None = None
     evidence: Evidence | None = None
     started: float = dataclasses.field(default_factory=time.monotonic)
 
@@ -313,6 +316,7 @@ class _Judged:
         """Take in a phase of the test: what the kernel did outranks what happened to us."""
         if call.when == "call":
             self.seconds = call.duration
+            self.began = datetime.datetime.fromtimestamp(call.start, datetime.UTC)
         if call.excinfo is None:
             return
         error = call.excinfo.value
