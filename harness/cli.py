@@ -70,6 +70,11 @@ def command() -> None:
 @_accel
 @_control
 @click.option("--results", metavar="DIR", default="results", show_default=True)
+@click.option(
+    "--ci",
+    is_flag=True,
+    help="For CI jobs: no colour, one line a phase; annotations where GitHub runs it.",
+)
 @click.option("-k", "expression", metavar="EXPR", help="Only tests whose names match, as pytest's.")
 @click.argument("tests", nargs=-1)
 def check(expression: str | None, tests: Sequence[str], **options: Any) -> int:
@@ -203,7 +208,9 @@ def _as_arguments(options: dict[str, Any]) -> list[str]:
     arguments = []
     for key, value in options.items():
         for one in value if isinstance(value, tuple) else (value,):
-            if one is not None:
+            if one is True:
+                arguments.append(f"--{key}")
+            elif one is not None and one is not False:
                 # One word, because a value may begin with a dash.
                 arguments.append(f"--{names.get(key, key)}={one}")
     return arguments

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import os
 import signal
 import sys
 import time
@@ -21,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from harness import display
+from harness import ci, display
 from harness.errors import ExitCode, Interrupted, OracleUnavailable, UsageError, Violation
 from harness.guest.probe import GuestFactory, ProbeGuest
 from harness.guest.probe import probe_guest as new_guest
@@ -60,6 +61,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--accel", metavar="NAME", default="auto", help=", ".join(accelerator.REQUESTS))
     group.addoption("--control", metavar="NAME", help="break one guarantee, to see tests fail")
     group.addoption("--results", metavar="DIR", default="results", help="where results go")
+    group.addoption("--ci", action="store_true", help="for CI jobs: plain lines, annotations")
     group.addoption("--jobs", metavar="N", type=int, help="for make; default: number of CPUs")
 
 
@@ -97,6 +99,8 @@ class SuitePlugin:
         # Without pytest's own reporter, which is how check() runs, this plugin reports.
         self._speaks = config.pluginmanager.is_blocked("terminal")
         self._signal: signal.Signals | None = None
+        self._ci = bool(config.getoption("--ci"))
+        self._job = ci.job(sys.stdout, os.environ) if self._ci else ci.Unknown()
 
     @property
     def exit_code(self) -> ExitCode | None:
@@ -127,6 +131,7 @@ class SuitePlugin:
         for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(signum, self._stop)
         janitor = self._stack.enter_context(Janitor())
+        self._job.begin()
         progress = self._progress()
         self._run = self._stack.enter_context(
             Run(
@@ -208,12 +213,14 @@ class SuitePlugin:
     def pytest_terminal_summary(self) -> None:
         """Show the closing table and the verdict."""
         if self._run is not None and self._run.record is not None:
-            display.show(self._run.record, display.console(sys.stdout))
-            print(f"Results: {self._run.results.path}")
+            display.show(self._run.record, display.console(sys.stdout, bare=self._ci))
+            print(f"Results: {self._run.results.path}", flush=True)
+            self._job.publish(self._run.record)
 
     def pytest_unconfigure(self) -> None:
         """Leave nothing behind, however the session ended."""
         self._stack.close()
+        self._job.end()
 
     def _stop(self, signum: int, frame: FrameType | None) -> None:
         """End the session as pytest ends it for SIGINT, and remember for whom."""
@@ -286,7 +293,7 @@ class SuitePlugin:
 
     def _progress(self) -> Progress:
         if self._speaks:
-            return display.progress(sys.stdout)
+            return display.progress(sys.stdout, brief=self._ci)
         return Silent() if self._config.getoption("--quiet") else display.Plain(sys.stdout)
 
 

@@ -31,7 +31,7 @@ _MARKS = {
     Outcome.FAIL: "❌",
     Outcome.ERROR: "💥",
     Outcome.MISSING: "❔",
-    Outcome.SKIP: "➖",
+    Outcome.SKIP: "⏭",
     None: "",
 }
 _BROKEN = (Outcome.ERROR, Outcome.MISSING)

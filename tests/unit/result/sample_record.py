@@ -46,7 +46,7 @@ SCENARIOS = (
 )
 SPLAT = """\
 [   41.210934] ------------[ cut here ]------------
-[   41.211456] WARNING: CPU: 1 PID: 412 at arch/x86/kvm/mmu/tdp_mmu.c:412 tdp_mmu_zap_root+0x1a2/0x1f0
+[   41.211456] WARNING: CPU: 1 PID: 412 at arch/x86/kvm/mmu/mmu.c:412 zap_root+0x1a2/0x1f0
 [   41.212001] Modules linked in: kvm_amd kvm
 [   41.212400] CPU: 1 UID: 0 PID: 412 Comm: vmm Not tainted 6.12.117 #1
 [   41.213111] RIP: 0010:tdp_mmu_zap_root+0x1a2/0x1f0 [kvm]
@@ -93,7 +93,10 @@ def failing() -> tuple[OracleReport, ...]:
             {"pages": {page: {"refcount": 2, "mapcount": 1} for page in range(64, 96)}},
         ),
         OracleReport(
-            "translations", OracleStatus.VIOLATED, "no spte", "spte 0x8600000012345b77 at gpa 0x40000"
+            "translations",
+            OracleStatus.VIOLATED,
+            "no spte",
+            "spte 0x8600000012345b77 at gpa 0x40000",
         ),
         OracleReport("spte counters", OracleStatus.AGREES, "at least 2048 fewer", "2048 fewer"),
         OracleReport(
@@ -234,9 +237,7 @@ def samples() -> dict[str, RunRecord]:
     return {
         "failed": _run(bad=True),
         "passed": passed,
-        "crashed": _record(
-            passed.outcomes, (between, *passed.hosts[1:]), requests, passed.seconds
-        ),
+        "crashed": _record(passed.outcomes, (between, *passed.hosts[1:]), requests, passed.seconds),
         "unbuilt": _record(
             (),
             (),
@@ -245,7 +246,9 @@ def samples() -> dict[str, RunRecord]:
             [BuildError(f"make failed: kvm_main.c:12: error: expected ';' {HOSTILE}")],
             KernelFacts("~/src/linux"),
         ),
-        "skipped": _record(skipped, [host(at, mode, 9.0 * at) for at, mode in enumerate(MODES, 1)], requests, 60.0),
+        "skipped": _record(
+            skipped, [host(at, mode, 9.0 * at) for at, mode in enumerate(MODES, 1)], requests, 60.0
+        ),
         "empty": _record((), (), (), 0.2, kernel=KernelFacts("deb:linux-source-6.12")),
     }
 
