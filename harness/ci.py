@@ -12,8 +12,31 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol, TextIO
 
+from harness.errors import HarnessError
 from harness.result.github import as_annotations, as_markdown
 from harness.result.record import RunRecord
+
+_TEMPLATES = Path(__file__).resolve().parents[1] / "ci-templates"
+
+TEMPLATES = {
+    "container": "Containerfile",
+    "github": "github.yml",
+    "gitlab": "gitlab.yml",
+    "jenkins": "Jenkinsfile",
+}
+"""What a template is for -> its file in ci-templates/."""
+
+
+def template(name: str) -> str:
+    """The text of a template; raises HarnessError if the checkout is incomplete."""
+    path = _TEMPLATES / TEMPLATES[name]
+    try:
+        return path.read_text("utf-8")
+    except OSError as error:
+        raise HarnessError(
+            f"The template {path} cannot be read: {error.strerror}. The harness runs from its "
+            "checkout; restore the file there."
+        ) from error
 
 
 class Job(Protocol):

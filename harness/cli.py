@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from harness import __version__, display, plugin
+from harness import __version__, ci, display, plugin
 from harness.doctor import examine
 from harness.errors import ExitCode, HarnessError, Interrupted
 from harness.guest.probe import probe_guest
@@ -151,6 +151,14 @@ def doctor() -> int:
         click.echo("This machine cannot run the harness as it is.")
         return ExitCode.UNFIT
     click.echo("This machine can run the harness.")
+    return ExitCode.PASS
+
+
+@command.command()
+@click.argument("name", type=click.Choice(list(ci.TEMPLATES)))
+def template(name: str) -> int:
+    """Print a ready job for a CI system, or the recipe of a container to run it in."""
+    click.echo(ci.template(name), nl=False)
     return ExitCode.PASS
 
 
