@@ -100,7 +100,9 @@ class SuitePlugin:
         self._speaks = config.pluginmanager.is_blocked("terminal")
         self._signal: signal.Signals | None = None
         self._ci = bool(config.getoption("--ci"))
-        self._job = ci.job(sys.stdout, os.environ) if self._ci else ci.Unknown()
+        # pytest keeps what is printed to itself, and a job must hear it at once.
+        heard = self._ci and self._speaks
+        self._job = ci.job(sys.stdout, os.environ) if heard else ci.Unknown()
 
     @property
     def exit_code(self) -> ExitCode | None:
