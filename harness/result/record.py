@@ -22,7 +22,8 @@ class KernelFacts:
     """The kernel under test. Digests are sha256 in hex, None where there is no such file.
 
     ``origin`` is the reference as the user wrote it; ``control`` names the guarantee that was
-    broken on purpose. ``symbols`` are the configuration symbols that decide what was tested.
+    broken on purpose. ``binary_digest`` covers all that runs, which is the image and its modules.
+    ``symbols`` are the configuration symbols that decide what was tested.
     """
 
     origin: str
@@ -32,6 +33,7 @@ class KernelFacts:
     patches: tuple[str, ...] = ()
     control: str | None = None
     symbols: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
+    binary_digest: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
