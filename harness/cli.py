@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from harness import __version__, display, plugin
+from harness import __version__, ci, display, plugin
 from harness.doctor import examine
 from harness.errors import ExitCode, HarnessError, Interrupted
 from harness.guest.probe import probe_guest
@@ -74,6 +74,8 @@ def _suite_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--results", metavar="DIR", default="results", show_default=True),
         click.option("--strict", is_flag=True,
                      help="A test that this kernel cannot run makes the run end in 125."),
+        click.option("--ci", is_flag=True,
+                     help="For CI jobs: no colour, one line a phase; GitHub's annotations there."),
         click.option("-k", "expression", metavar="EXPR",
                      help="Only tests whose names match, as pytest's."),
         click.argument("tests", nargs=-1),
@@ -173,6 +175,14 @@ def doctor() -> int:
     return ExitCode.PASS
 
 
+@command.command()
+@click.argument("name", type=click.Choice(list(ci.TEMPLATES)))
+def template(name: str) -> int:
+    """Print a ready job for a CI system, or the recipe of a container to run it in."""
+    click.echo(ci.template(name), nl=False)
+    return ExitCode.PASS
+
+
 def main() -> None:
     """Run the command line and exit with the code that says what happened."""
     sys.exit(int(_exit_code()))
@@ -230,7 +240,9 @@ def _as_arguments(options: dict[str, Any]) -> list[str]:
             arguments += [f"--{names.get(key, key)}"] if value else []
             continue
         for one in value if isinstance(value, tuple) else (value,):
-            if one is not None:
+            if one is True:
+                arguments.append(f"--{key}")
+            elif one is not None and one is not False:
                 # One word, because a value may begin with a dash.
                 arguments.append(f"--{names.get(key, key)}={one}")
     return arguments

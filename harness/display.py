@@ -50,16 +50,20 @@ def moves(stream: TextIO, environment: Mapping[str, str] = os.environ) -> bool:
     return stream.isatty() and not dumb and not environment.get("CI")
 
 
-def progress(stream: TextIO, environment: Mapping[str, str] = os.environ) -> Progress:
-    """The Progress that suits ``stream``."""
-    if moves(stream, environment):
+def progress(
+    stream: TextIO, environment: Mapping[str, str] = os.environ, *, brief: bool = False
+) -> Progress:
+    """The Progress that suits ``stream``; a ``brief`` one is for logs, with one line a phase."""
+    if moves(stream, environment) and not brief:
         return Terminal(console(stream, environment))
-    return Plain(stream)
+    return Plain(stream, brief=brief)
 
 
-def console(stream: TextIO, environment: Mapping[str, str] = os.environ) -> Console:
-    """A rich console on ``stream``; colours only on a terminal and without NO_COLOR."""
-    terminal = moves(stream, environment)
+def console(
+    stream: TextIO, environment: Mapping[str, str] = os.environ, *, bare: bool = False
+) -> Console:
+    """A rich console on ``stream``; colours only on a terminal, without NO_COLOR, not ``bare``."""
+    terminal = moves(stream, environment) and not bare
     return Console(
         file=stream,
         force_terminal=terminal,
@@ -130,15 +134,22 @@ class Terminal:
 
 
 class Plain:
-    """A Progress for logs: a line when a phase starts and one when it ends.
+    """A Progress for logs: a line when a phase starts, unless ``brief``, and one when it ends.
 
     Updates are dropped except for one each 30 seconds of a phase. Every line is flushed, so that
     a job that hangs shows where.
     """
 
-    def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        stream: TextIO,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        brief: bool = False,
+    ) -> None:
         self._stream = stream
         self._clock = clock
+        self._brief = brief
         self._lock = threading.RLock()
         self._open: list[_Phase] = []
         self._spoke = 0.0
@@ -150,7 +161,8 @@ class Plain:
         with self._lock:
             self._open.append(phase)
             self._spoke = self._clock()
-            self._print(f"... {phase.name}")
+            if not self._brief:
+                self._print(f"... {phase.name}")
         well = False
         try:
             yield

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
+import os
 import signal
 import sys
 import time
@@ -20,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from harness import display
+from harness import ci, display
 from harness.errors import ExitCode, Interrupted, OracleUnavailable, UsageError, Violation
 from harness.guest.probe import GuestFactory, ProbeGuest
 from harness.guest.probe import probe_guest as new_guest
@@ -61,6 +63,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--results", metavar="DIR", default="results", help="where results go")
     # pytest has an option --strict of its own.
     group.addoption("--no-skips", action="store_true", help="a skipped test makes a run end in 125")
+    group.addoption("--ci", action="store_true", help="for CI jobs: plain lines, annotations")
     group.addoption("--jobs", metavar="N", type=int, help="for make; default: number of CPUs")
     group.addoption("--coverage", action="store_true", help="which notifier sites are reached")
 
@@ -100,6 +103,10 @@ class SuitePlugin:
         # Without pytest's own reporter, which is how check() runs, this plugin reports.
         self._speaks = config.pluginmanager.is_blocked("terminal")
         self._signal: signal.Signals | None = None
+        self._ci = bool(config.getoption("--ci"))
+        # pytest keeps what is printed to itself, and a job must hear it at once.
+        heard = self._ci and self._speaks
+        self._job = ci.job(sys.stdout, os.environ) if heard else ci.Unknown()
 
     @property
     def exit_code(self) -> ExitCode | None:
@@ -130,6 +137,7 @@ class SuitePlugin:
         for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(signum, self._stop)
         janitor = self._stack.enter_context(Janitor())
+        self._job.begin()
         progress = self._progress()
         self._run = self._stack.enter_context(
             Run(
@@ -212,14 +220,17 @@ class SuitePlugin:
     def pytest_terminal_summary(self) -> None:
         """Show the closing table and the verdict."""
         if self._run is not None and self._run.record is not None:
+            terminal = display.console(sys.stdout, bare=self._ci)
             if self._run.coverage is not None:
-                display.show_coverage(self._run.coverage, display.console(sys.stdout))
-            display.show(self._run.record, display.console(sys.stdout))
-            print(f"Results: {self._run.results.path}")
+                display.show_coverage(self._run.coverage, terminal)
+            display.show(self._run.record, terminal)
+            print(f"Results: {self._run.results.path}", flush=True)
+            self._job.publish(self._run.record)
 
     def pytest_unconfigure(self) -> None:
         """Leave nothing behind, however the session ended."""
         self._stack.close()
+        self._job.end()
 
     def _stop(self, signum: int, frame: FrameType | None) -> None:
         """End the session as pytest ends it for SIGINT, and remember for whom."""
@@ -295,11 +306,12 @@ class SuitePlugin:
             log_excerpt=self._run.log_of_test() if error is not None else "",
             code=exit_code(error) if error is not None else None,
             command=_repeat(self._wish, item),
+            started=judged.began,
         )
 
     def _progress(self) -> Progress:
         if self._speaks:
-            return display.progress(sys.stdout)
+            return display.progress(sys.stdout, brief=self._ci)
         return Silent() if self._config.getoption("--quiet") else display.Plain(sys.stdout)
 
 
@@ -314,6 +326,7 @@ class _Judged:
     error: BaseException | None = None
     skipped: bool = False
     seconds: float = 0.0
+    began: datetime.datetime | None = None
     evidence: Evidence | None = None
     started: float = dataclasses.field(default_factory=time.monotonic)
 
@@ -328,6 +341,7 @@ class _Judged:
         """Take in a phase of the test: what the kernel did outranks what happened to us."""
         if call.when == "call":
             self.seconds = call.duration
+            self.began = datetime.datetime.fromtimestamp(call.start, datetime.UTC)
         if call.excinfo is None:
             return
         error = call.excinfo.value

@@ -168,6 +168,7 @@ class Run:
             patches=kernel.patches,
             control=self._wish.control,
             symbols={name: kernel.symbol(name) for name in _SYMBOLS},
+            binary_digest=_binary_digest(kernel),
         )
 
     def _machine_facts(self) -> MachineFacts:
@@ -180,6 +181,17 @@ class Run:
             accelerator_reason=accelerator.reason if accelerator else "",
             versions={"python": platform.python_version(), **libraries},
         )
+
+
+def _binary_digest(kernel: Kernel) -> str:
+    """Of the image and of every module: KVM is one, and the image does not change with it."""
+    whole = hashlib.sha256(kernel.digest.encode())
+    for module in sorted(kernel.modules.rglob("*.ko*")) if kernel.modules else ():
+        if module.is_file():
+            whole.update(module.name.encode() + b"\0")
+            with module.open("rb") as file:
+                whole.update(hashlib.file_digest(file, "sha256").digest())
+    return whole.hexdigest()
 
 
 def _config_digest(kernel: Kernel) -> str | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
 import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -190,6 +191,7 @@ class Workbench:
         name = f"host{next(self._numbers)}-{mode}"
         directory = self._directory / name
         directory.mkdir(mode=0o700)
+        started = datetime.datetime.now(datetime.UTC)
         with contextlib.ExitStack() as stack:
             stack.callback(self._keep_logs, directory)
             spec = host_spec(parts, mode)
@@ -197,7 +199,7 @@ class Workbench:
             if parts.control:
                 _confirm(parts.control, host)
             agent = stack.enter_context(session(host, parts.probe))
-            return _Running(name, mode, directory, host, agent, stack.pop_all())
+            return _Running(name, mode, directory, host, agent, started, stack.pop_all())
 
     def _keep_logs(self, directory: Path) -> None:
         """Keep what a host left in its directory, whether it came up or not."""
@@ -214,6 +216,7 @@ class _Running:
     directory: Path
     host: QemuHost
     session: Session
+    started: datetime.datetime
     stack: contextlib.ExitStack
 
     def dmesg(self) -> bytes:
@@ -260,6 +263,7 @@ class _Running:
             release=facts.release,
             boot_seconds=facts.boot_seconds,
             pace=facts.pace,
+            started=self.started,
         )
 
 

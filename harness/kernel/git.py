@@ -47,6 +47,21 @@ def outside_checkout(directory: Path, *arguments: str) -> Completed:
     return _git(arguments, directory, environment)
 
 
+def in_own(directory: Path, *arguments: str) -> Completed:
+    """Run git in a repository of ours, without anybody's settings; the status is not checked."""
+    settings = (
+        *("-c", "core.hooksPath=/dev/null", "-c", "gc.auto=0", "-c", "advice.detachedHead=false"),
+        # A kernel tree has names that differ in case only, and links.
+        *("-c", "core.symlinks=true", "-c", "core.autocrlf=false", "-c", "safe.directory=*"),
+    )
+    environment = {
+        "GIT_CEILING_DIRECTORIES": str(directory.parent),
+        "GIT_CONFIG_NOSYSTEM": "1",
+        "GIT_CONFIG_GLOBAL": "/dev/null",
+    }
+    return _git((*settings, *arguments), directory, environment)
+
+
 def _git(arguments: tuple[str, ...], directory: Path, environment: dict[str, str]) -> Completed:
     unset = [word for name in _INHERITED for word in ("-u", name)]
     return run(

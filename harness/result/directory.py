@@ -14,11 +14,23 @@ from pathlib import Path
 from types import MappingProxyType
 
 from harness.errors import InfrastructureError
+from harness.result.github import as_annotations, as_markdown
+from harness.result.html import as_html
 from harness.result.junit import as_junit
+from harness.result.kcidb import as_kcidb
+from harness.result.ktap import as_ktap
 from harness.result.record import RunRecord, as_json
 
 FORMATS: Mapping[str, Callable[[RunRecord], str]] = MappingProxyType(
-    {"junit.xml": as_junit, "results.json": as_json}
+    {
+        "junit.xml": as_junit,
+        "results.ktap": as_ktap,
+        "kcidb.json": as_kcidb,
+        "summary.md": as_markdown,
+        "annotations.txt": as_annotations,
+        "report.html": as_html,
+        "results.json": as_json,
+    }
 )
 """File name -> pure function of the record. A new format is one more line here.
 

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """JUnit XML, for the viewers that every CI system has.
 
-One suite for each MMU mode. JUnit knows failure, error and skipped only, so the outcome itself is
-a property of each test case: ``missing`` and ``error`` stay apart for those who look.
+One suite for each MMU mode, and a last one that holds the verdict as a test case: a viewer counts
+cases, and a run in which everything was skipped, or whose kernel complained between two tests,
+must not look green to it. JUnit knows failure, error and skipped only, so the outcome itself is a
+property of each test case: ``missing`` and ``error`` stay apart for those who look.
 """
 
 from __future__ import annotations
@@ -14,7 +16,8 @@ from xml.etree import ElementTree as ET
 
 from harness.result.outcome import Outcome, TestOutcome
 from harness.result.record import RunRecord
-from harness.result.summary import failure_lines
+from harness.result.summary import closing_lines, failure_lines
+from harness.result.verdict import Word
 
 _INVALID = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """What XML 1.0 cannot hold, not even as a character reference (production 2, Char)."""
@@ -29,7 +32,9 @@ _ELEMENTS = {
 
 def as_junit(record: RunRecord) -> str:
     """junit.xml as text."""
-    root = ET.Element("testsuites", {"name": "mmu-harness", **_totals(record.outcomes)})
+    kinds = [outcome.outcome for outcome in record.outcomes]
+    sums = _sums([*kinds, _as_outcome(record)], sum(item.seconds for item in record.outcomes))
+    root = ET.Element("testsuites", {"name": "mmu-harness", **sums})
     for mmu in sorted({outcome.mmu for outcome in record.outcomes}):
         outcomes = [outcome for outcome in record.outcomes if outcome.mmu == mmu]
         suite = ET.SubElement(
@@ -38,7 +43,10 @@ def as_junit(record: RunRecord) -> str:
             {
                 "name": _valid(mmu or "no mode"),
                 "timestamp": record.started.isoformat(timespec="seconds"),
-                **_totals(outcomes),
+                **_sums(
+                    [outcome.outcome for outcome in outcomes],
+                    sum(outcome.seconds for outcome in outcomes),
+                ),
             },
         )
         _properties(
@@ -52,10 +60,28 @@ def as_junit(record: RunRecord) -> str:
         )
         for outcome in outcomes:
             _case(suite, outcome)
+    _verdict(root, record)
     ET.indent(root)
     sink = io.BytesIO()
     ET.ElementTree(root).write(sink, encoding="utf-8", xml_declaration=True)
     return sink.getvalue().decode("utf-8") + "\n"
+
+
+def _verdict(root: ET.Element, record: RunRecord) -> None:
+    """The verdict as a suite of one case; what is neither PASS nor FAIL is an error to JUnit."""
+    suite = ET.SubElement(root, "testsuite", {"name": "verdict", **_sums([_as_outcome(record)])})
+    case = ET.SubElement(
+        suite, "testcase", {"classname": "mmu-harness", "name": "verdict", "time": "0.000"}
+    )
+    if (element := _ELEMENTS.get(_as_outcome(record))) is not None:
+        word = str(record.verdict.word)
+        child = ET.SubElement(case, element, {"message": word, "type": word})
+        child.text = _valid("\n".join(closing_lines(record)))
+
+
+def _as_outcome(record: RunRecord) -> Outcome:
+    words = {Word.PASS: Outcome.PASS, Word.FAIL: Outcome.FAIL}
+    return words.get(record.verdict.word, Outcome.ERROR)
 
 
 def _case(suite: ET.Element, outcome: TestOutcome) -> None:
@@ -89,16 +115,16 @@ def _properties(parent: ET.Element, values: dict[str, str]) -> None:
         ET.SubElement(properties, "property", {"name": _valid(name), "value": _valid(value)})
 
 
-def _totals(outcomes: Sequence[TestOutcome]) -> dict[str, str]:
-    def count(*kinds: Outcome) -> str:
-        return str(sum(outcome.outcome in kinds for outcome in outcomes))
+def _sums(kinds: Sequence[Outcome], seconds: float = 0.0) -> dict[str, str]:
+    def count(*wanted: Outcome) -> str:
+        return str(sum(kind in wanted for kind in kinds))
 
     return {
-        "tests": str(len(outcomes)),
+        "tests": str(len(kinds)),
         "failures": count(Outcome.FAIL),
         "errors": count(Outcome.ERROR, Outcome.MISSING),
         "skipped": count(Outcome.SKIP),
-        "time": f"{sum(outcome.seconds for outcome in outcomes):.3f}",
+        "time": f"{seconds:.3f}",
     }
 
 

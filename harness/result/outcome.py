@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import enum
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
@@ -75,7 +76,8 @@ class TestOutcome:
 
     ``oracle`` and ``page`` (index of the first guest page concerned) say who noticed a violation
     and where. ``code`` is the exit code of the error's class, for outcomes that are no verdict on
-    the kernel. ``command`` is the argv that repeats this test alone.
+    the kernel. ``command`` is the argv that repeats this test alone. ``started`` is an aware
+    datetime, None for a test that never began.
 
     Two rules hold for every object of this class: a test that passed although no oracle agreed
     is an error, and a test in which an oracle saw a violation is a fail.
@@ -95,6 +97,7 @@ class TestOutcome:
     log_excerpt: str = ""
     code: ExitCode | None = None
     command: tuple[str, ...] = ()
+    started: datetime.datetime | None = None
 
     def __post_init__(self) -> None:
         outcome, message = self._judged()

@@ -22,7 +22,8 @@ class KernelFacts:
     """The kernel under test. Digests are sha256 in hex, None where there is no such file.
 
     ``origin`` is the reference as the user wrote it; ``control`` names the guarantee that was
-    broken on purpose. ``symbols`` are the configuration symbols that decide what was tested.
+    broken on purpose. ``binary_digest`` covers all that runs, which is the image and its modules.
+    ``symbols`` are the configuration symbols that decide what was tested.
     """
 
     origin: str
@@ -32,6 +33,7 @@ class KernelFacts:
     patches: tuple[str, ...] = ()
     control: str | None = None
     symbols: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
+    binary_digest: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,8 +55,9 @@ class MachineFacts:
 class HostRun:
     """One host that was started: QEMU's version and argv, and what it left as evidence.
 
-    ``boot_seconds`` is from the start to the first answer, None if there was none; ``pace`` is
-    how many times slower than expected this machine was found to be.
+    ``started`` is when it was started, and ``boot_seconds`` from then to its first answer, None
+    if there was none; ``pace`` is how many times slower than expected this machine was found to
+    be.
     """
 
     evidence: Evidence
@@ -63,6 +66,7 @@ class HostRun:
     release: str | None = None
     boot_seconds: float | None = None
     pace: float | None = None
+    started: datetime.datetime | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,6 +146,7 @@ def _test(outcome: TestOutcome) -> dict[str, object]:
         "outcome": outcome.outcome,
         "mmu": outcome.mmu,
         "backing": outcome.backing,
+        "started": _iso(outcome.started) if outcome.started else None,
         "seconds": round(outcome.seconds, 3),
         "message": outcome.message,
         "oracle": outcome.oracle,
@@ -158,6 +163,7 @@ def _host_run(run: HostRun) -> dict[str, object]:
         "host": evidence.host,
         "mmu": evidence.mmu,
         "release": run.release,
+        "started": _iso(run.started) if run.started else None,
         "boot_seconds": run.boot_seconds,
         "pace": run.pace,
         "answered": evidence.nonce_seen is not None,

@@ -64,6 +64,22 @@ def test_a_plain_log_has_a_line_at_the_start_and_the_end_of_a_phase() -> None:
     assert len(lines) == 5
 
 
+def test_a_brief_log_has_one_line_a_phase_and_no_colour() -> None:
+    stream = Tty()
+    progress = display.progress(stream, {"TERM": "xterm"}, brief=True)
+    with progress.phase("booting"):
+        pass
+    with pytest.raises(ValueError, match="no"), progress.phase("testing"):
+        raise ValueError("no")
+    assert [line.rpartition("  ")[0] for line in stream.getvalue().splitlines()] == [
+        "✓ booting",
+        "✗ testing",
+    ]
+    bare = display.console(stream, {"TERM": "xterm"}, bare=True)
+    bare.print("verdict", style="bold red")
+    assert "\x1b" not in stream.getvalue()
+
+
 def test_updates_in_a_plain_log_come_twice_a_minute() -> None:
     stream = Latin()
     now = 0.0

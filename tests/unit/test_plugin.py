@@ -745,6 +745,38 @@ def test_check_returns_the_code_of_the_verdict_and_shows_phases(
     assert results["counts"]["pass"] == 1
 
 
+def test_in_ci_a_phase_is_one_line(
+    check: Check, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("GITHUB_ACTIONS", raising=False)
+    assert check(PASSING, "--ci") == 0
+    said = capsys.readouterr().out
+    assert [line for line in said.splitlines() if "tdp a" in line] == [
+        line for line in said.splitlines() if line.startswith("✓ tdp a  ")
+    ]
+    assert "✓ tdp a  " in said
+    assert "::" not in said
+    assert "\x1b" not in said
+
+
+def test_in_a_job_of_github_only_we_give_commands(
+    check: Check,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
+    text = "def test_a(evidence):\n    raise errors.Violation('x', 'y', '\\n::error::guest')\n"
+    assert check(text, "--ci") == 1
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    stop = next(number for number, line in enumerate(lines) if line.startswith("::stop-commands"))
+    resumed = lines.index(f"::{lines[stop].rpartition('::')[2]}::")
+    assert stop < lines.index("::error::guest") < resumed
+    assert [line.partition(" title=")[0] for line in lines[resumed + 1 :]] == ["::error"] * 2
+    assert "FAIL" in (tmp_path / "summary.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("body", "code"),
     [

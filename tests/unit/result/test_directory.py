@@ -39,7 +39,10 @@ def test_all_formats_are_written_and_nothing_else_is_left(
     directory = ResultsDirectory.create(tmp_path, NOW)
     directory.write(record)
     directory.write(record)
-    assert sorted(path.name for path in directory.path.iterdir()) == ["junit.xml", "results.json"]
+    assert sorted(path.name for path in directory.path.iterdir()) == [
+        *("annotations.txt", "junit.xml", "kcidb.json", "report.html", "results.json"),
+        *("results.ktap", "summary.md"),
+    ]
     assert json.loads((directory.path / "results.json").read_text())["verdict"]["exit_code"] == 1
 
 
