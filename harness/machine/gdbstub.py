@@ -40,6 +40,13 @@ class GdbStub:
             raise QemuError(f"QEMU's GDB stub answered {answer!r} to {packet[:20]!r}.")
 
     def _answer(self) -> str:
+        """The next packet that answers something."""
+        # A stub says by itself that the machine stands still, because we came.
+        while (packet := self._packet()).startswith(("T", "S")):
+            pass
+        return packet
+
+    def _packet(self) -> str:
         while True:
             begin = self._received.find(b"$")
             end = self._received.find(b"#", begin + 1)
@@ -69,5 +76,11 @@ def attached(path: Path, deadline: Deadline) -> Iterator[GdbStub]:
         except OSError as error:
             raise QemuError(f"QEMU's GDB stub cannot be reached: {error.strerror}.") from error
         stub = GdbStub(connection)
-        yield stub
+        try:
+            yield stub
+        except BaseException:
+            # What failed matters more than whether the machine goes on.
+            with contextlib.suppress(QemuError, OSError):
+                stub.detach()
+            raise
         stub.detach()

@@ -50,7 +50,7 @@ _IN_FILES = ("file-shared",)
 
 _LEVELS = {1: "4 KiB", 2: "2 MiB", 3: "1 GiB"}
 
-_VMM_SLACK_BYTES = 2 << 20
+_VMM_SLACK_BYTES = 4 << 20
 """What the VMM itself may touch in the guest's cgroup after it was entered."""
 
 

@@ -54,6 +54,11 @@ class Memory:
         self.hva = map_anonymous(pages * PAGE_BYTES)
         self.remap(0, pages)
 
+    @property
+    def page_bytes(self) -> int:
+        """The size of the pages that the memory is sure to have."""
+        return self._backing.page_bytes
+
     def span(self, first: int, pages: int) -> tuple[int, int]:
         """The address and length in bytes of a range; raises ValueError outside the memory."""
         if first < 0 or pages < 1 or first + pages > self.pages:

@@ -54,14 +54,18 @@ class Userfault:
 class WriteProtection(Userfault):
     """Write-protects a range; whoever writes to a page waits until this has let it, page by page.
 
-    ``faults`` are the indices of the pages, from the start of the range, in the order of the
-    faults.
+    ``page_bytes`` is the size of the pages that the memory has. ``faults`` are the indices of the
+    4 KiB pages that were written to, from the start of the range, in the order of the faults.
     """
 
-    def __init__(self, start: int, size: int, features: tuple[str, ...]) -> None:
+    def __init__(
+        self, start: int, size: int, features: tuple[str, ...], page_bytes: int = PAGE_BYTES
+    ) -> None:
         super().__init__(start, size, features, _MODE_WP)
         self.faults: list[int] = []
         self._start = start
+        self._page_bytes = page_bytes
+        self._error: OSError | None = None
         self._stopping, self._stop = os.pipe()
         self.protect(start, size, on=True)
         self._thread = threading.Thread(target=self._serve, daemon=True)
@@ -72,15 +76,23 @@ class WriteProtection(Userfault):
         self._ioctl(_WRITEPROTECT, "<QQQ", start, size, int(on))
 
     def close(self) -> None:
-        """Give all rights back, and unregister."""
+        """Give all rights back, and unregister; raises what kept a writer from going on."""
         os.write(self._stop, b".")
         self._thread.join()
+        if self._error is not None:
+            raise self._error
         self.protect(*self._range, on=False)
         os.close(self._stop)
         os.close(self._stopping)
         super().close()
 
     def _serve(self) -> None:
+        try:
+            self._let_go_one_by_one()
+        except OSError as error:
+            self._error = error
+
+    def _let_go_one_by_one(self) -> None:
         while True:
             ready, _, _ = select.select([self._fd, self._stopping], [], [])
             if self._stopping in ready:
@@ -91,9 +103,9 @@ class WriteProtection(Userfault):
                 continue
             event, _, address = struct.unpack_from("<B7xQQ", message)
             if event == _EVENT_PAGEFAULT:
-                page = (address - self._start) // PAGE_BYTES
-                self.faults.append(page)
-                self.protect(self._start + page * PAGE_BYTES, PAGE_BYTES, on=False)
+                self.faults.append((address - self._start) // PAGE_BYTES)
+                page = address - (address - self._start) % self._page_bytes
+                self.protect(page, self._page_bytes, on=False)
 
 
 def move(target: int, source: int, size: int) -> int:

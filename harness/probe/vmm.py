@@ -192,7 +192,8 @@ class Vmm:
     def protect_by_userfault(self, first: int, pages: int, features: list[str]) -> None:
         """Write-protect a range through userfaultfd; who writes waits until let go on."""
         address, size = self._memory.span(first, pages)
-        self._protection = WriteProtection(address, size, tuple(features))
+        page_bytes = self._memory.page_bytes
+        self._protection = WriteProtection(address, size, tuple(features), page_bytes)
 
     def faults(self) -> list[int]:
         """The pages of the write-protected range on which somebody waited, from its start."""

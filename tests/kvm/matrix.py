@@ -25,6 +25,7 @@ ABSENT: dict[str, dict[str, str]] = {
     "reclaim": {"hugetlb": _HUGETLB},
     "hot reclaim": {
         "hugetlb": _HUGETLB,
+        "file-private": "once written to, its pages are anonymous",
         "ksm": "the page that a vcpu keeps hot is no merged page any more",
     },
     "fork": _MERGED,

@@ -85,7 +85,7 @@ def test_bytes_are_written_at_a_physical_address_and_the_machine_goes_on(tmp_pat
 def test_answers_that_come_in_pieces_or_after_noise_are_understood(tmp_path: Path) -> None:
     # A stub says at any time why the machine stopped.
     def noisy(asked: str) -> bytes:
-        return b"+" * 3 + packet("OK")
+        return packet("T02thread:01;") + b"+" * 3 + packet("OK")
 
     with stub(tmp_path, noisy) as (peer, path), attached(path, soon()) as writer:
         writer.write_physical(0, b"\x00")
