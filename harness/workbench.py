@@ -16,7 +16,7 @@ from pathlib import Path
 
 from harness.control import Control, find_control
 from harness.deadline import Deadline
-from harness.errors import BootError, HarnessError
+from harness.errors import BootError, HarnessError, InfrastructureError
 from harness.guest.session import Session, session
 from harness.guest.zipapp import probe_zipapp
 from harness.image.disk import modules_disk
@@ -38,6 +38,8 @@ from harness.store import Store
 
 END_MARK = "mmu-harness: end"
 _END_SECONDS = 20.0
+_BOOTS = 2
+"""How often a host is booted before a failure of our own machinery ends its MMU mode."""
 
 _SYSCTL = (
     # Drops sptes whenever it likes, which is a scenario of its own and a disturbance in others.
@@ -160,18 +162,30 @@ class Workbench:
     def session(self, mode: Mmu) -> Session:
         """An agent on a host in this MMU mode, booted if there is none.
 
-        What kept a mode from booting is raised again at the next request for it.
+        What kept a mode from booting is raised again at the next request for it. A failure of our
+        own machinery says nothing about the kernel, which has not been asked anything yet, so the
+        boot is tried once more.
         """
         if mode in self._hopeless:
             raise self._hopeless[mode]
         if self._current is None or self._current.mode is not mode:
             self.discard()
             try:
-                self._current = self._boot(mode)
+                self._current = self._boot_patiently(mode)
             except HarnessError as error:
                 self._hopeless[mode] = error
                 raise
         return self._current.session
+
+    def _boot_patiently(self, mode: Mmu) -> _Running:
+        for left in reversed(range(_BOOTS)):
+            try:
+                return self._boot(mode)
+            except InfrastructureError as error:
+                if not left:
+                    raise
+                self._progress.note(f"The host is booted once more: {error}")
+        raise AssertionError("unreachable")
 
     def discard(self) -> None:
         """Shut the present host down, if there is one, and keep its logs."""

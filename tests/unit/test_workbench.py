@@ -17,6 +17,7 @@ from harness.control import Control
 from harness.deadline import Deadline
 from harness.errors import (
     BootError,
+    DeadlineError,
     ExitCode,
     HostLostError,
     KernelSplat,
@@ -217,6 +218,7 @@ class Machines:
         self.happened: list[str] = []
         self.hosts: list[FakeHost] = []
         self.errors: dict[Mmu, Exception] = {}
+        self.passing: list[Exception] = []
         self.booted = ""
         self.dmesg = ""
         self.ending: Exception | None = None
@@ -228,6 +230,8 @@ class Machines:
         assert kernel is KERNEL
         assert directory.stat().st_mode & 0o777 == 0o700
         self.happened.append(f"boot {directory.name}")
+        if self.passing:
+            raise self.passing.pop(0)
         if (error := self.errors.get(spec.mmu)) is not None:
             raise error
         host = FakeHost(spec, len(self.hosts) + 1, self.booted)
@@ -304,6 +308,22 @@ def test_a_mode_that_does_not_boot_is_not_tried_again(bench: Workbench, machines
         assert caught.value is error
     bench.session(Mmu.TDP)
     assert machines.happened == ["boot host1-shadow", "boot host2-tdp"]
+
+
+def test_a_failure_of_our_own_is_tried_once_more(bench: Workbench, machines: Machines) -> None:
+    machines.passing = [DeadlineError("The agent did not start.")]
+    assert bench.session(Mmu.TDP) is bench.session(Mmu.TDP)
+    assert machines.happened == ["boot host1-tdp", "boot host2-tdp"]
+
+
+def test_a_failure_of_our_own_that_stays_is_not_tried_for_ever(
+    bench: Workbench, machines: Machines
+) -> None:
+    machines.errors[Mmu.TDP] = DeadlineError("The agent did not start.")
+    for _ in range(2):
+        with pytest.raises(DeadlineError):
+            bench.session(Mmu.TDP)
+    assert machines.happened == ["boot host1-tdp", "boot host2-tdp"]
 
 
 def test_a_host_that_comes_to_its_end_proves_it(
