@@ -6,12 +6,12 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from harness.deadline import Deadline
-from harness.errors import ProbeError, Violation
+from harness.errors import OracleUnavailable, ProbeError, Violation
 from harness.machine.host import Channel, Host
 
 _ANSWER_SECONDS = 30.0
@@ -80,14 +80,11 @@ class Session:
 
     @contextlib.contextmanager
     def setting(self, path: str, value: str) -> Iterator[None]:
-        """A control file of the host says ``value`` while the context is open.
-
-        It is not put back after an error, because then the host is thrown away.
-        """
+        """A control file of the host says ``value`` while the context is open."""
         before = self.read(path)
         self.ask("write", path=path, text=value)
-        yield
-        self.ask("write", path=path, text=before)
+        with undone(lambda: self.ask("write", path=path, text=before)):
+            yield
 
     def _ask_guest(self, name: str, op: str, arguments: dict[str, Any], seconds: float) -> Any:
         request = {"guest": name, "within": seconds, "op": op, **arguments}
@@ -117,6 +114,21 @@ class Session:
         if error.get("kind") == "ChildKilled":
             raise Violation("VMM", f"the forked child to live through {what}", error["text"])
         raise ProbeError(f"The probe could not do {what}: {error or reply}.")
+
+
+@contextlib.contextmanager
+def undone(undo: Callable[[], object]) -> Iterator[None]:
+    """Something done to the host, which ``undo`` undoes when the context is left.
+
+    After OracleUnavailable, too: it skips a test, and the next one gets the same host. After any
+    other error the host is thrown away, and may not answer any more.
+    """
+    try:
+        yield
+    except OracleUnavailable:
+        undo()
+        raise
+    undo()
 
 
 def parse(line: bytes) -> dict[str, Any]:

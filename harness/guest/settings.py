@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator, Mapping
 
 from harness.deadline import Deadline
 from harness.errors import OracleUnavailable
-from harness.guest.session import Session
+from harness.guest.session import Session, undone
 
 _KSM = "/sys/kernel/mm/ksm"
 _NUMA = "/sys/kernel/debug/sched/numa_balancing"
@@ -39,8 +40,8 @@ def merging(session: Session) -> Iterator[None]:
     }
     with settings(session, values, "KSM"):
         session.ask("write", path=f"{_KSM}/run", text="1")
-        yield
-        session.ask("write", path=f"{_KSM}/run", text="0")
+        with undone(lambda: session.ask("write", path=f"{_KSM}/run", text="0")):
+            yield
 
 
 def merged_pages(session: Session, least: int) -> int:
@@ -90,9 +91,8 @@ def failing_allocations(session: Session) -> contextlib.AbstractContextManager[N
 def no_swap(session: Session) -> Iterator[None]:
     """All of the host's swap is off; what was there has been brought back."""
     lines = session.read("/proc/swaps").splitlines()[1:]
-    paths = [line.split()[0] for line in lines]
-    for path in paths:
-        session.ask("swapoff", path=path)
-    yield
-    for path in paths:
-        session.ask("swapon", path=path)
+    with contextlib.ExitStack() as stack:
+        for path in [line.split()[0] for line in lines]:
+            session.ask("swapoff", path=path)
+            stack.enter_context(undone(functools.partial(session.ask, "swapon", path=path)))
+        yield

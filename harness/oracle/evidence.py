@@ -115,7 +115,11 @@ class Evidence:
             held = (states.refcount > 0) & states.anon & (states.mapcount == 0) & ~states.swap_cache
             return tuple(f"pfn {int(pfn):#x}" for pfn in states.pfn[held])
 
-        left = settled(orphans, self._patience(), key=str)
+        try:
+            left = settled(orphans, self._patience(), key=str)
+        except OracleUnavailable as error:
+            self._not_consulted("frames", error)
+            return
         self._judge("frames", "every frame to be given back", left)
 
     # Claims about sptes, by KVM's own counters.

@@ -12,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from drgn.helpers.linux.mm import compound_order, pfn_to_page
 
+from harness.errors import OracleUnavailable
+
 Words = npt.NDArray[np.uint64]
 Counts = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
@@ -47,7 +49,10 @@ class PageStates:
 
 
 def page_states(program: drgn.Program, pfns: Words) -> PageStates:
-    """The states of the frames ``pfns``."""
+    """The states of the frames ``pfns``.
+
+    Raises OracleUnavailable where large pages are among them that cannot be understood.
+    """
     layout = _Layout.of(program)
     rows = _rows(program, layout, pfns)
     compound = _word(rows, layout.compound_head)
@@ -68,17 +73,45 @@ def page_states(program: drgn.Program, pfns: Words) -> PageStates:
 
 
 def _large_folio(program: drgn.Program, layout: _Layout, head: int) -> tuple[int, int]:
-    """How many pages a large folio has, and how many page table entries map any of them."""
-    folio = drgn.Object(program, "struct folio *", value=layout.base + head * layout.size)
-    pages = 1 << int(compound_order(drgn.cast("struct page *", folio)))
+    """How many pages a large folio has, and how many page table entries map any of them.
+
+    Raises OracleUnavailable where the kernel counts in a way that is not known here.
+    """
     try:
-        return pages, int(folio._large_mapcount.counter) + 1
+        folio = drgn.Object(program, "struct folio *", value=layout.base + head * layout.size)
+        pages = 1 << int(compound_order(drgn.cast("struct page *", folio)))
+        return pages, _folio_mapcount(program, layout, folio, np.uint64(head), pages)
+    except (AttributeError, LookupError) as error:
+        raise OracleUnavailable(
+            f"The mappings of large pages are counted otherwise in this kernel: {error}."
+        ) from error
+
+
+def _folio_mapcount(
+    program: drgn.Program, layout: _Layout, folio: drgn.Object, head: np.uint64, pages: int
+) -> int:
+    # Since commit 05c5323b2a34 ("mm: track mapcount of large folios in single value") (in v6.10).
+    if (total := _count(folio, "_large_mapcount")) is not None:
+        return total
+    # Before, mappings of the whole were counted apart from those of single pages.
+    rows = _rows(program, layout, head + np.arange(pages, dtype=np.uint64))
+    single = int((_number(rows, layout.mapcount) + 1).sum())
+    if (whole := _count(folio, "_entire_mapcount")) is not None:
+        return whole + single
+    # Up to v6.1 those of the whole were in the counts of single pages as well: always in a file's,
+    # and once in anonymous ones while there are both kinds. So folio_mapcount() has it in 6.1.
+    whole = int(folio._total_mapcount.counter) + 1
+    anon = _word(rows, layout.mapping)[0] & np.uint64(_MAPPING_ANON)
+    twice = int(_flag(layout, rows, "PG_double_map")[1]) if anon else whole
+    return whole + single - twice * pages
+
+
+def _count(folio: drgn.Object, name: str) -> int | None:
+    """A count that is stored as one less, or None where the kernel has none of this name."""
+    try:
+        return int(getattr(folio, name).counter) + 1
     except AttributeError:
-        # Before commit 05c5323b2a34 ("mm: track mapcount of large folios in single value") (in
-        # v6.10) mappings of the whole were counted apart from those of single pages.
-        whole = int(folio._entire_mapcount.counter) + 1
-    rows = _rows(program, layout, np.arange(head, head + pages, dtype=np.uint64))
-    return pages, whole + int((_number(rows, layout.mapcount) + 1).sum())
+        return None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -53,7 +53,7 @@ ABSENT: dict[str, dict[str, str]] = {
     "move": _MERGED,
     "shrink": _MERGED,
     "truncate": _FILELESS,
-    "punch": _FILELESS,
+    "punch": {**_FILELESS, "file-private": "what is private stays, which is a test of its own"},
     "write back": {
         **_FILELESS,
         "memfd": _NO_DISK,

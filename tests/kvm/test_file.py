@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import pytest
-from matrix import SHARED, on_backings
+from matrix import on_backings
 
 from harness.guest.probe import ProbeGuest
 from harness.oracle.evidence import Evidence
@@ -40,7 +40,7 @@ def test_memory_beyond_the_end_of_its_file_is_out_of_reach(
 
 @pytest.mark.parametrize(("first", "pages"), [(0, 2048), (512, 512), (1000, 3)])
 @pytest.mark.parametrize("how", ["fallocate", "madvise"])
-@pytest.mark.parametrize("backing", SHARED)
+@on_backings("punch")
 def test_a_hole_in_a_file_reads_as_zero(
     guest: ProbeGuest, evidence: Evidence, how: str, first: int, pages: int
 ) -> None:

@@ -602,6 +602,48 @@ def test_a_backing_that_is_a_parameter_is_told(judge: Judge) -> None:
     assert ended.test["backing"] == "thp"
 
 
+GUESTS = """
+def test_plain(guest):
+    pass
+
+@pytest.mark.parametrize("backing", ["memfd", "thp"])
+def test_on_each(guest, backing):
+    pass
+
+def test_large(large_guest):
+    pass
+
+def test_made(probe_guest):
+    with probe_guest(vcpus=2, backing="ksm"):
+        pass
+    with probe_guest(64):
+        pass
+"""
+
+
+def test_a_guest_is_on_the_memory_that_its_test_is_parametrized_with(
+    judge: Judge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[tuple[int, int, str]] = []
+
+    def new_guest(session: Any, pages: int, vcpus: int, backing: str) -> Any:
+        made.append((pages, vcpus, backing))
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(plugin, "new_guest", new_guest)
+    ended = judge(GUESTS)
+    assert made == [
+        (2048, 1, "anon"),
+        (2048, 1, "memfd"),
+        (2048, 1, "thp"),
+        (16384, 1, "anon"),
+        (2048, 2, "ksm"),
+        (64, 1, "anon"),
+    ]
+    told = [test["backing"] for test in ended.results["tests"]]
+    assert told == ["anon", "memfd", "thp", "anon", "anon"]
+
+
 def test_the_verdict_is_shown_at_the_end(judge: Judge) -> None:
     ended = judge(PASSING)
     assert "PASS" in ended.out

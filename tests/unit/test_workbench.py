@@ -43,6 +43,9 @@ KERNEL = Kernel(Path("/k/bzImage"), "6.12.1", "0" * 64, "deb:linux-source-6.12")
 CONTROL = Control("leak", (Path("/p/0001.patch"),))
 TCG = Accelerator("tcg", "because of a test")
 
+MOST_HUGETLB_PAGES = 4 + 4 + 2 * 4
+"""Of a guest of 8 MiB, of its forked child, and on each of two nodes to move to."""
+
 OOPS = """\
 [    9.000001] BUG: unable to handle page fault for address: ffffc90000000000
 [    9.000002] Oops: Oops: 0000 [#1] SMP
@@ -159,6 +162,9 @@ def test_a_host_is_made_of_the_parts(mode: Mmu) -> None:
     assert (spec.kernel, spec.root) == (KERNEL.image, Path("/i/root.ext4"))
     assert (spec.initrd, spec.modules) == (Path("/r/initrd"), Path("/m/modules.ext4"))
     assert (spec.accelerator, spec.mmu) == (TCG, mode)
+    # A host has hugetlb pages, and nothing that drops sptes unasked.
+    assert dict(spec.sysctl)["kernel.numa_balancing"] == "0"
+    assert int(dict(spec.sysctl)["vm.nr_hugepages"]) >= MOST_HUGETLB_PAGES
     assert "mmu_control" not in kernel_command_line(spec)
     assert "mmu_control=leak" in kernel_command_line(host_spec(parts(CONTROL), mode)).split()
 

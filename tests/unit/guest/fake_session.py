@@ -88,6 +88,9 @@ class FakeHost:
     def debugger(self) -> Any:
         raise NotImplementedError
 
+    def write_physical(self, address: int, data: bytes) -> None:
+        raise NotImplementedError
+
     def paused(self) -> AbstractContextManager[None]:
         raise NotImplementedError
 

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import signal
 from collections.abc import Callable
 from typing import Any
@@ -11,18 +13,22 @@ import numpy as np
 import pytest
 from fake_session import FakeClock, Request, session_with
 
-from harness.errors import DeadlineError, ProbeError, Violation
+from harness.errors import DeadlineError, OracleUnavailable, ProbeError, Violation
 from harness.guest import probe
 from harness.guest.observation import Visit, unpack
 from harness.guest.probe import ProbeGuest, probe_guest
 from harness.guest.session import GuestLost, Session
 from harness.probe import layout
+from harness.probe.backing import BACKINGS
 from harness.probe.memory import pack
 
 PAGES = 8
-FACTS = {"pid": 70, "vm_fd": 9, "hva": 0x7F0000000000, "gpa": 1 << 30, "pages": PAGES, "vcpus": 2}
+FACTS = {
+    "pid": 70, "vm_fd": 9, "statistics_fd": 10, "hva": 0x7F0000000000, "gpa": 1 << 30,
+    "pages": PAGES, "vcpus": 2,
+}  # fmt: skip
 REPORT = {field: 0 for field, *_ in layout.Mailbox._fields_} | {"refusals": 0}
-PRESENT, SWAPPED = 1 << 63, 1 << 62
+PRESENT, SWAPPED, SOFT_DIRTY = 1 << 63, 1 << 62, 1 << 55
 
 
 class Scripted:
@@ -55,6 +61,11 @@ class Scripted:
 
 class Raw(dict[str, Any]):
     """An answer as it stands on the wire."""
+
+
+def failed(number: int) -> Raw:
+    """A system call that failed on the host."""
+    return Raw(error={"kind": "OSError", "errno": number, "text": os.strerror(number)})
 
 
 def died(status: int, said: str = "") -> Raw:
@@ -241,9 +252,11 @@ def hammer_progress(*values: dict[str, int]) -> Callable[[Request], dict[str, in
 def test_a_hammer_runs_while_its_context_is_open(agent: Scripted, guest: ProbeGuest) -> None:
     agent.answers["report"] = {**REPORT, "end": "done", "done": 44}
     with guest.hammering(vcpu=1, first=2, pages=3, patient=True) as hammer:
-        assert agent.orders == [
-            {"op": layout.OP_HAMMER, "first": 2, "pages": 3, "word": 1, "seed": 1, "patient": 1}
-        ]
+        (order,) = agent.orders
+        assert order == {
+            "op": layout.OP_HAMMER, "first": 2, "pages": 3, "word": 1, "seed": 1, "patient": 1,
+            "alias": 0, "homeless": 0,
+        }  # fmt: skip
         assert not agent.of("stop")
     assert agent.of("stop")[0]["vcpu"] == 1
     assert hammer.stop().done == 44
@@ -254,6 +267,15 @@ def test_a_hammer_that_only_reads_has_no_seed(agent: Scripted, guest: ProbeGuest
     with guest.hammering(writing=False):
         pass
     assert (agent.orders[0]["seed"], agent.orders[0]["patient"]) == (0, 0)
+
+
+def test_a_hammer_through_the_alias_goes_on_where_there_is_no_memslot(
+    agent: Scripted, guest: ProbeGuest
+) -> None:
+    with guest.hammering(alias=True, writing=False):
+        pass
+    (order,) = agent.orders
+    assert (order["alias"], order["homeless"]) == (1, 1)
 
 
 def test_an_unattended_hammer_writes_to_everything(agent: Scripted, guest: ProbeGuest) -> None:
@@ -319,7 +341,13 @@ def test_what_failed_matters_more_than_what_stopping_says(
         (lambda g: g.mprotect("read", 1, 2), "mprotect", {"protection": "read"}),
         (lambda g: g.munmap(1, 2), "munmap", {}),
         (lambda g: g.remap(1, 2), "remap", {}),
+        (lambda g: g.replace(1, 2), "replace", {}),
         (lambda g: g.host_write(5, 1, 2, word=3), "poke", {"word": 3, "value": 5}),
+        (lambda g: g.move_back(0x5000, 1, 2), "move_back", {"source": 0x5000}),
+        (lambda g: g.remap_file_pages(1, 2, 6), "remap_file_pages", {"source": 6}),
+        (lambda g: g.punch(1, 2), "punch", {}),
+        (lambda g: g.allocate(1, 2), "allocate", {}),
+        (lambda g: g.msync(1, 2), "msync", {}),
     ],
 )
 def test_the_memory_is_changed_by_its_vmm(
@@ -330,9 +358,280 @@ def test_the_memory_is_changed_by_its_vmm(
     arguments: dict[str, object],
 ) -> None:
     act(guest)
+    assert asked(agent) == [{"op": op, "first": 1, "pages": 2, **arguments}]
+
+
+def asked(agent: Scripted) -> list[Request]:
+    """What was asked of the VMM, without how it is delivered."""
+    return [
+        {key: value for key, value in request.items() if key not in ("guest", "within")}
+        for request in agent.requests
+    ]
+
+
+@pytest.mark.parametrize(
+    ("act", "request_"),
+    [
+        (lambda g: g.truncate(3), {"op": "truncate", "pages": 3}),
+        (lambda g: g.fsync(), {"op": "fsync"}),
+        (lambda g: g.resize(8, 4), {"op": "resize", "old": 8, "new": 4}),
+        (lambda g: g.punch(), {"op": "punch", "first": 0, "pages": PAGES}),
+        (lambda g: g.msync(3), {"op": "msync", "first": 3, "pages": PAGES - 3}),
+    ],
+)
+def test_what_is_done_to_a_file_or_to_the_whole(
+    agent: Scripted,
+    guest: ProbeGuest,
+    act: Callable[[ProbeGuest], None],
+    request_: dict[str, object],
+) -> None:
+    act(guest)
+    assert asked(agent) == [request_]
+
+
+def test_what_stands_on_the_disk_is_read_by_the_vmm(agent: Scripted, guest: ProbeGuest) -> None:
+    agent.answers["stored"] = [4, 5]
+    assert guest.stored(1, 2, word=3) == [4, 5]
+    assert asked(agent) == [{"op": "stored", "first": 1, "pages": 2, "word": 3}]
+
+
+# What the kernel may lack.
+
+
+def test_memory_moves_to_where_the_vmm_says(agent: Scripted, guest: ProbeGuest) -> None:
+    agent.answers["move"] = 0x7000
+    assert guest.move_away(1, 2) == 0x7000
+    assert guest.move_away(leaving=True) == 0x7000
+    assert asked(agent) == [
+        {"op": "move", "first": 1, "pages": 2, "leaving": False},
+        {"op": "move", "first": 0, "pages": PAGES, "leaving": True},
+    ]
+
+
+def test_the_memslot_follows_memory_that_was_moved(agent: Scripted, guest: ProbeGuest) -> None:
+    guest.follow(0x7000)
+    assert guest.hva == 0x7000
+    assert asked(agent) == [{"op": "follow", "address": 0x7000}]
+
+
+def _protected(guest: ProbeGuest) -> None:
+    with guest.write_protected():
+        pass
+
+
+LACKING: dict[str, tuple[Callable[[ProbeGuest], object], str]] = {
+    "move": (lambda g: g.move_away(leaving=True), "no MREMAP_DONTUNMAP"),
+    "protect_by_userfault": (_protected, "no userfaultfd write protection"),
+    "move_by_userfault": (lambda g: g.move_by_userfault(0, 1), "no UFFDIO_MOVE"),
+    "write": (lambda g: g.split_large_pages(), "split_huge_pages"),
+    "advise": (lambda g: g.advised_by_another("cold"), "no process_madvise"),
+    "madvise": (lambda g: g.collapse(), "no MADV_COLLAPSE"),
+}
+
+
+@pytest.mark.parametrize("op", LACKING)
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOSYS])
+def test_what_the_kernel_does_not_know_is_lacking(
+    agent: Scripted, guest: ProbeGuest, op: str, number: int
+) -> None:
+    act, said = LACKING[op]
+    agent.answers[op] = failed(number)
+    if op == "madvise":  # the first advice is an old one
+        agent.answers[op] = lambda request: failed(number) if request["advice"] == "collapse" else 0
+    with pytest.raises(OracleUnavailable, match=said):
+        act(guest)
+
+
+@pytest.mark.parametrize("op", LACKING)
+def test_what_the_kernel_refuses_is_not_lacking(
+    agent: Scripted, guest: ProbeGuest, op: str
+) -> None:
+    agent.answers[op] = failed(errno.EPERM)
+    with pytest.raises(PermissionError):
+        LACKING[op][0](guest)
+
+
+def test_an_ordinary_move_is_lacking_in_no_kernel(agent: Scripted, guest: ProbeGuest) -> None:
+    agent.answers["move"] = failed(errno.EINVAL)
+    with pytest.raises(OSError, match="Invalid argument"):
+        guest.move_away()
+
+
+# Large pages.
+
+
+def collapsing(agent: Scripted, *ends: int) -> None:
+    """Have each MADV_COLLAPSE end with an errno, or 0 for success; the last is repeated."""
+    left = list(ends)
+
+    def madvise(request: Request) -> Any:
+        if request["advice"] != "collapse":
+            return None
+        number = left.pop(0) if len(left) > 1 else left[0]
+        return failed(number) if number else None
+
+    agent.answers["madvise"] = madvise
+
+
+@pytest.mark.usefixtures("clock")
+@pytest.mark.parametrize("again", [errno.EAGAIN, errno.EBUSY])
+def test_a_collapse_is_tried_again_with_drained_batches(
+    agent: Scripted, guest: ProbeGuest, again: int
+) -> None:
+    collapsing(agent, again, again, 0)
+    assert guest.collapse() == 1
+    advice = [request["advice"] for request in agent.of("madvise")]
+    assert advice == ["hugepage", "collapse", "collapse", "collapse"]
+    assert len(agent.of("drain_lru")) == 2
+
+
+def test_a_collapse_that_never_goes_well_is_said_to_have_failed(
+    agent: Scripted, guest: ProbeGuest, clock: FakeClock
+) -> None:
+    collapsing(agent, errno.EAGAIN)
+    start = clock.now
+    assert guest.collapse() == 0
+    assert 5 <= clock.now - start <= 7
+
+
+def test_a_collapse_that_fails_otherwise_is_an_error(agent: Scripted, guest: ProbeGuest) -> None:
+    collapsing(agent, errno.ENOMEM)
+    with pytest.raises(OSError, match="Cannot allocate memory"):
+        guest.collapse()
+
+
+def test_large_pages_are_split_through_debugfs(agent: Scripted, guest: ProbeGuest) -> None:
+    guest.split_large_pages()
     (request,) = agent.requests
-    asked = {key: value for key, value in request.items() if key not in ("guest", "within")}
-    assert asked == {"op": op, "first": 1, "pages": 2, **arguments}
+    assert request["path"] == "/sys/kernel/debug/split_huge_pages"
+    assert request["text"] == "70,0x7f0000000000,0x7f0000008000"
+
+
+# Races.
+
+
+def test_a_race_is_played_within_the_patience_for_an_answer(agent: Scripted) -> None:
+    session, _ = session_with(agent, pace=2.0)
+    guest = ProbeGuest(session, "guest1", FACTS, "")
+    agent.answers["race"] = {"rounds": 7, "lost": 2}
+    assert guest.race("discard", vcpu=1, page=3, rounds=9) == (7, 2)
+    (request,) = asked(agent)
+    seconds = request.pop("seconds")
+    assert request == {"op": "race", "kind": "discard", "vcpu": 1, "page": 3, "rounds": 9}
+    assert 0 < seconds < agent.requests[0]["within"], "or it would look like a stall"
+
+
+def test_a_memslot_comes_and_goes_while_the_context_is_open(
+    agent: Scripted, guest: ProbeGuest
+) -> None:
+    agent.answers["end_aliasing"] = 12
+    with guest.aliased():
+        assert [request["op"] for request in agent.requests] == ["begin_aliasing"]
+    assert [request["op"] for request in agent.requests] == ["begin_aliasing", "end_aliasing"]
+
+
+def test_a_memslot_that_never_came_and_went_proves_nothing(
+    agent: Scripted, guest: ProbeGuest
+) -> None:
+    agent.answers["end_aliasing"] = 0
+    with pytest.raises(ProbeError, match="No memslot came and went"), guest.aliased():
+        pass
+
+
+# userfaultfd.
+
+
+@pytest.mark.parametrize("backing", list(BACKINGS))
+def test_write_protection_asks_for_what_this_kind_of_memory_needs(
+    agent: Scripted, backing: str
+) -> None:
+    session, _ = session_with(agent)
+    guest = ProbeGuest(session, "guest1", FACTS, "", backing)
+    with guest.write_protected(2, 3):
+        assert not agent.of("end_protection")
+    files = ["write-protect-files"] if backing in ("hugetlb", "memfd") else []
+    assert asked(agent) == [
+        {"op": "protect_by_userfault", "first": 2, "pages": 3,
+         "features": ["write-protect", *files]},
+        {"op": "end_protection"},
+    ]  # fmt: skip
+
+
+def test_faults_are_those_that_the_vmm_saw(agent: Scripted, guest: ProbeGuest) -> None:
+    agent.answers["faults"] = [3, 1]
+    assert guest.faults() == [3, 1]
+
+
+def test_pages_that_userfaultfd_moves_are_at_an_address(agent: Scripted, guest: ProbeGuest) -> None:
+    agent.answers["move_by_userfault"] = 0x9000
+    assert guest.move_by_userfault(1, 2) == 0x9000
+    assert asked(agent) == [{"op": "move_by_userfault", "first": 1, "pages": 2}]
+
+
+# What others do.
+
+
+def test_another_process_moves_all_pages(agent: Scripted, guest: ProbeGuest) -> None:
+    agent.answers["move_pages"] = {"left": 1, "places": [1] * PAGES}
+    agent.answers["migrate_pages"] = 3
+    assert guest.move_to_node(1) == {"left": 1, "places": [1] * PAGES}
+    assert guest.migrate(0, 1) == 3
+    assert agent.requests == [
+        {"op": "move_pages", "pid": 70, "address": FACTS["hva"], "pages": PAGES, "node": 1},
+        {"op": "migrate_pages", "pid": 70, "old": 0, "new": 1},
+    ]
+
+
+def test_another_process_advises_on_all_memory(agent: Scripted, guest: ProbeGuest) -> None:
+    agent.answers["advise"] = PAGES * 4096
+    assert guest.advised_by_another("pageout") == PAGES * 4096
+    assert agent.requests == [
+        {"op": "advise", "pid": 70, "address": FACTS["hva"], "size": PAGES * 4096,
+         "advice": "pageout"}
+    ]  # fmt: skip
+
+
+def test_memory_that_moved_is_moved_and_advised_on_where_it_is(
+    agent: Scripted, guest: ProbeGuest
+) -> None:
+    agent.answers.update(move_pages={"left": 0, "places": []}, advise=0)
+    guest.follow(0x7000)
+    guest.move_to_node(1)
+    guest.advised_by_another("cold")
+    assert [request["address"] for request in agent.requests] == [0x7000] * 3
+
+
+def test_a_vm_that_another_process_holds_still_counts(agent: Scripted, guest: ProbeGuest) -> None:
+    agent.answers["held_statistics"] = {"pages_4k": 0}
+    with guest.held() as counters:
+        assert agent.requests == [
+            {"op": "hold_vm", "name": "guest1", "vm_fd": 9, "statistics_fd": 10}
+        ]
+        assert counters() == {"pages_4k": 0}
+        assert not agent.of("let_go")
+    assert agent.of("let_go") == [{"op": "let_go", "name": "guest1"}]
+
+
+@pytest.mark.parametrize("status", [None, signal.SIGKILL])
+def test_a_death_is_awaited_within_the_patience_for_an_answer(
+    agent: Scripted, guest: ProbeGuest, status: int | None
+) -> None:
+    agent.answers["await_death"] = status
+    assert guest.await_death() == status
+    (request,) = agent.requests
+    assert 0 < request["seconds"] < guest.session.patience
+
+
+def test_a_limit_is_a_file_of_the_guests_cgroup(agent: Scripted, guest: ProbeGuest) -> None:
+    guest.limit("memory.max", 4096)
+    guest.limit("memory.high", "max")
+    assert agent.requests == [
+        {"op": "write", "path": f"{guest.cgroup}/memory.max", "text": "4096"},
+        {"op": "write", "path": f"{guest.cgroup}/memory.high", "text": "max"},
+    ]
+
+
+# Memory as the VMM and its children see it.
 
 
 def test_the_vmm_reads_its_memory(agent: Scripted, guest: ProbeGuest) -> None:
@@ -372,6 +671,15 @@ def test_residency_tells_swapped_from_lingering(agent: Scripted, guest: ProbeGue
     assert where.outside(range(0, 2)) == 1
     assert where.outside(range(2, 8)) == 1
     assert where.outside(range(1, 2)) == 2
+    assert not where.soft_dirty.any()
+
+
+def test_soft_dirty_pages_are_told_wherever_they_are(agent: Scripted, guest: ProbeGuest) -> None:
+    entries = [PRESENT | SOFT_DIRTY, SWAPPED | SOFT_DIRTY, SOFT_DIRTY, PRESENT, SWAPPED]
+    maps(agent, [*entries, 1 << 54, 1 << 56, 0], [0] * PAGES)
+    where = guest.residency()
+    assert np.flatnonzero(where.soft_dirty).tolist() == [0, 1, 2]
+    assert np.flatnonzero(where.present).tolist() == [0, 3]
 
 
 def test_packed_bytes_are_unpacked() -> None:
@@ -460,6 +768,20 @@ def test_reclaim_ends_even_if_memory_comes_back_all_the_time(
     assert 59 <= clock.now - start <= 61
 
 
+def test_memory_is_pressed_once_without_readahead(agent: Scripted, guest: ProbeGuest) -> None:
+    agent.answers.update(read="3\n", reclaim=False)
+    guest.press(5)
+    assert [request["op"] for request in agent.requests] == ["read", "write", "reclaim", "write"]
+    assert agent.of("reclaim")[0]["size"] == 5 * 4096
+    assert [request["text"] for request in agent.of("write")] == ["0", "3\n"]
+
+
+def test_a_kernel_that_cannot_be_pressed_is_lacking(agent: Scripted, guest: ProbeGuest) -> None:
+    agent.answers.update(read="3\n", reclaim=failed(errno.ENOENT))
+    with pytest.raises(OracleUnavailable, match=r"no memory\.reclaim, which came with v5\.19"):
+        guest.press(5)
+
+
 def test_the_memory_controller_is_read_whole(agent: Scripted, guest: ProbeGuest) -> None:
     files = {
         "memory.stat": "anon 4096\nswapcached 0\n",
@@ -490,9 +812,10 @@ def created(agent: Scripted) -> Session:
 
 
 def test_a_guest_ends_with_its_context(agent: Scripted) -> None:
-    with probe_guest(created(agent), pages=PAGES, vcpus=2) as guest:
+    with probe_guest(created(agent), pages=PAGES, vcpus=2, backing="memfd") as guest:
         (request,) = agent.of("create")
-        assert (request["pages"], request["vcpus"]) == (PAGES, 2)
+        assert (request["pages"], request["vcpus"], request["backing"]) == (PAGES, 2, "memfd")
+        assert guest.backing == "memfd"
         assert guest.cgroup == "/sys/fs/cgroup/mmu-x"
         assert (guest.pid, guest.hva, guest.pages) == (70, FACTS["hva"], PAGES)
         assert not agent.of("close")

@@ -11,7 +11,7 @@ import pytest
 from fake_session import FakeChannel, FakeHost, session_with
 
 from harness.deadline import Deadline
-from harness.errors import DeadlineError, ProbeError, Violation
+from harness.errors import DeadlineError, OracleUnavailable, ProbeError, Violation
 from harness.guest.session import GuestLost, parse, session
 
 
@@ -137,6 +137,50 @@ def test_a_silent_agent_is_no_verdict_on_the_kernel() -> None:
         ours.ask("read", path="/")
 
 
+def test_several_things_are_asked_in_one_exchange() -> None:
+    ours, channel = session_with(lambda _: {"ok": [{"ok": "7"}, {"ok": None}]})
+    asked = [("read", {"path": "/a"}), ("write", {"path": "/b", "text": "1"})]
+    assert ours.ask_all(*asked) == ["7", None]
+    assert channel.requests == [
+        {
+            "op": "all",
+            "requests": [
+                {"op": "read", "path": "/a"},
+                {"op": "write", "path": "/b", "text": "1"},
+            ],
+        }
+    ]
+
+
+@pytest.mark.parametrize("before", [0, 1])
+def test_the_first_of_several_that_fails_is_what_is_told(before: int) -> None:
+    error = {"kind": "OSError", "errno": errno.EPERM, "text": "Operation not permitted"}
+    ours, _ = session_with(lambda _: {"ok": [{"ok": 1}] * before + [{"error": error}]})
+    asked: list[tuple[str, dict[str, object]]] = [("first", {}), ("second", {}), ("third", {})]
+    with pytest.raises(PermissionError, match=f"{asked[before][0]} on the host: Operation not"):
+        ours.ask_all(*asked)
+
+
+@pytest.mark.parametrize("reply", [{"error": {"kind": "KeyError", "errno": None, "text": "all"}}])
+def test_an_agent_that_cannot_be_asked_several_things_is_an_error_of_the_probe(
+    reply: dict[str, object],
+) -> None:
+    ours, _ = session_with(lambda _: reply)
+    with pytest.raises(ProbeError, match="could not do all"):
+        ours.ask_all(("read", {"path": "/a"}))
+
+
+def test_a_forked_child_that_is_killed_is_the_kernels_doing() -> None:
+    text = "the forked child ended with wait status 7"
+    ours, _ = session_with(
+        lambda _: {"error": {"kind": "ChildKilled", "errno": None, "text": text}}
+    )
+    with pytest.raises(Violation) as caught:
+        ours.ask_guest("guest1", "child")
+    assert (caught.value.oracle, caught.value.seen) == ("VMM", text)
+    assert "the forked child to live through child of guest guest1" in caught.value.expected
+
+
 def test_no_two_things_on_a_host_have_one_name() -> None:
     ours, _ = session_with(lambda _: {})
     names = [ours.new_name(kind) for kind in ("guest", "child", "guest", "child")]
@@ -149,6 +193,18 @@ def test_a_setting_lasts_as_long_as_its_context() -> None:
     with ours.setting("/proc/sys/x", "0"):
         assert channel.requests[-1] == {"op": "write", "path": "/proc/sys/x", "text": "0"}
     assert channel.requests[-1] == {"op": "write", "path": "/proc/sys/x", "text": "3\n"}
+
+
+@pytest.mark.parametrize(("error", "back"), [(OracleUnavailable, True), (Violation, False)])
+def test_a_setting_is_put_back_where_the_host_is_kept(
+    error: type[Exception], *, back: bool
+) -> None:
+    # What an oracle cannot say skips a test; after anything else the host is thrown away.
+    raised = error("x") if error is OracleUnavailable else Violation("x", "y", "z")
+    ours, channel = session_with(lambda request: {"ok": "3\n" if request["op"] == "read" else None})
+    with pytest.raises(error), ours.setting("/proc/sys/x", "0"):
+        raise raised
+    assert channel.requests[-1]["text"] == ("3\n" if back else "0")
 
 
 def hello(nonce: str = "n0nce") -> bytes:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness.errors import HostLostError, KernelSplat, OracleUnavailable, Violation
+from harness.errors import HostLostError, KernelSplat, OracleUnavailable, ProbeError, Violation
 from harness.guest.observation import Residency, Visit
 from harness.oracle import evidence as module
 from harness.oracle.evidence import Evidence
@@ -71,7 +71,7 @@ class FakeHost:
     def run(self, *_: Any, **__: Any) -> Any:
         raise NotImplementedError
 
-    channel = put = run
+    channel = put = write_physical = run
 
 
 class FakeGuest:
@@ -79,6 +79,7 @@ class FakeGuest:
 
     def __init__(self) -> None:
         self.pages, self.pid, self.vm_fd, self.hva, self.gpa = PAGES, 70, 9, 0x7000, 1 << 30
+        self.backing = "anon"
         self.drained = 0
         self.session = SimpleNamespace(cpus=2, ask=self._drain)
         self.counters: dict[str, int] | None = {"pages_4k": PAGES, "pages_2m": 0, "pages_1g": 0}
@@ -107,7 +108,10 @@ class Kernel:
         self.refcounts: list[dict[int, int]] = [{}]
         self.primary: list[dict[int, tuple[int, int]]] = [{}]
         self.sptes: list[dict[int, tuple[int, bool]]] = [{}]
-        self.held = PageKinds()
+        self.level = 1
+        self.large: list[range] = []
+        self.notifiers = [1]
+        self.holders = [1]
 
     @staticmethod
     def _next(looks: list[Any]) -> Any:
@@ -121,7 +125,10 @@ class Kernel:
         flags = np.full(pages, 3, np.uint64)
         for page, (frame, bits) in self._next(self.primary).items():
             pfn[page], flags[page] = frame, bits
-        return PrimaryMap(pfn << np.uint64(12) | flags, pfn)
+        large = np.zeros(pages, np.bool_)
+        for stretch in self.large:
+            large[stretch.start : stretch.stop] = True
+        return PrimaryMap(pfn << np.uint64(12) | flags, pfn, large)
 
     def page_states(self, program: object, pfns: Any) -> PageStates:
         """Every frame with one reference, but for what ``refcounts`` says of pages."""
@@ -130,9 +137,19 @@ class Kernel:
         for page, count in self._next(self.refcounts).items():
             counts[np.flatnonzero(pfns == FIRST_PFN + page)] = count
         none = np.zeros(len(pfns), np.bool_)
-        anon = np.ones(len(pfns), np.bool_)
-        mapped = np.ones(len(pfns), np.int64)
-        return PageStates(pfns, counts, mapped, anon, none, none, none, none, none)
+        once = np.ones(len(pfns), np.int64)
+        return PageStates(
+            pfn=pfns,
+            head=pfns,
+            pages=once,
+            refcount=counts,
+            mapcount=once,
+            anon=~none,
+            swap_cache=none,
+            page_cache=none,
+            private=none,
+            reserved=none,
+        )
 
     def read_sptes(self, program: object, pid: int, vm_fd: int, gpa: int, pages: int) -> Sptes:
         """No spte, but for what ``sptes`` says: frame and whether it is writable."""
@@ -143,8 +160,21 @@ class Kernel:
             np.array(list(leaves), np.int64),
             np.array([pfn for pfn, _ in leaves.values()], np.uint64),
             np.array([writable for _, writable in leaves.values()], np.bool_),
-            np.ones(len(leaves), np.int64),
+            np.full(len(leaves), self.level, np.int64),
         )
+
+    def subscriptions(self, program: object, pid: int) -> int:
+        """How many notifiers there are, look by look."""
+        return self._looked(self.notifiers, program, pid)
+
+    def mm_references(self, program: object, pid: int) -> int:
+        """How many hold the VMM's mm, look by look."""
+        return self._looked(self.holders, program, pid)
+
+    def _looked(self, looks: list[int], program: object, pid: int) -> int:
+        assert self._host.stopped
+        assert (program, pid) == ("a program", 70)
+        return int(self._next(looks))
 
 
 @dataclasses.dataclass
@@ -155,7 +185,7 @@ class PageKinds:
     mapcount: int = 0
     anon: bool = True
     swap_cache: bool = False
-    large: bool = False
+    pages: int = 1
 
 
 @pytest.fixture
@@ -178,7 +208,7 @@ def guest() -> Any:
 @pytest.fixture
 def kernel(host: FakeHost, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Kernel:
     kernel = Kernel(host)
-    for name in ("primary_map", "page_states", "read_sptes"):
+    for name in ("primary_map", "page_states", "read_sptes", "subscriptions", "mm_references"):
         monkeypatch.setattr(module, name, getattr(kernel, name))
     return kernel
 
@@ -226,7 +256,7 @@ def test_pages_with_their_references_are_in_order(
     evidence.no_extra_references(guest)
     assert agrees(evidence, "references").seen == f"{PAGES} pages looked at"
     assert host.stopped == 0
-    assert guest.drained == 1
+    assert guest.drained == 0, "there is nothing to wait for"
 
 
 def test_a_leaked_reference_is_a_violation(evidence: Evidence, guest: Any, kernel: Kernel) -> None:
@@ -245,7 +275,7 @@ def test_a_reference_that_goes_away_is_none(evidence: Evidence, guest: Any, kern
     kernel.refcounts = [{7: 2, 8: 2}, {8: 2}, {}]
     evidence.no_extra_references(guest)
     agrees(evidence, "references")
-    assert guest.drained == 3, "LRU batches are drained before each look"
+    assert guest.drained == 2, "LRU batches are drained before each further look"
 
 
 def test_pages_that_are_not_mapped_have_no_references_to_count(
@@ -281,6 +311,21 @@ def test_a_stale_spte_is_a_violation(evidence: Evidence, guest: Any, kernel: Ker
     kernel.sptes = [{5: (FIRST_PFN + 5, True), 6: (0xBAD, False)}]
     seen = violated(evidence, "translations", lambda: evidence.no_stale_translations(guest), 6).seen
     assert "an spte maps pfn 0xbad" in seen
+
+
+def test_an_spte_larger_than_the_page_is_a_violation(
+    evidence: Evidence, guest: Any, kernel: Kernel
+) -> None:
+    kernel.level = 2
+    kernel.sptes = [{page: (FIRST_PFN + page, True) for page in range(PAGES)}]
+    kernel.large = [range(512)]
+    seen = violated(
+        evidence, "translations", lambda: evidence.no_stale_translations(guest), 512
+    ).seen
+    assert "page 512" in seen
+    assert "by a small page while the spte is large" in seen
+    kernel.large = [range(PAGES)]
+    evidence.no_stale_translations(guest)
 
 
 def test_an_spte_that_is_about_to_be_dropped_is_none(
@@ -359,15 +404,16 @@ def returned(
             return np.array([value], dtype)
 
         return PageStates(
-            pfns,
-            one(kind.refcount, np.int64),
-            one(kind.mapcount, np.int64),
-            one(kind.anon),
-            one(kind.swap_cache),
-            one(False),
-            one(False),
-            one(kind.large),
-            one(False),
+            pfn=pfns,
+            head=pfns,
+            pages=one(kind.pages, np.int64),
+            refcount=one(kind.refcount, np.int64),
+            mapcount=one(kind.mapcount, np.int64),
+            anon=one(kind.anon),
+            swap_cache=one(kind.swap_cache),
+            page_cache=one(False),
+            private=one(False),
+            reserved=one(False),
         )
 
     monkeypatch.setattr(module, "page_states", page_states)
@@ -399,9 +445,9 @@ def test_frames_that_cannot_be_known_are_not_consulted(
         PageKinds(refcount=1, mapcount=1),
         PageKinds(refcount=1, anon=False),
         PageKinds(refcount=1, swap_cache=True),
-        PageKinds(refcount=512, large=True),
+        PageKinds(refcount=3, mapcount=3, pages=512),
     ],
-    ids=["free", "mapped anew", "of the kernel", "in the swap cache", "part of a large folio"],
+    ids=["free", "mapped anew", "of the kernel", "in the swap cache", "part of a mapped folio"],
 )
 def test_a_frame_that_is_free_or_in_use_was_given_back(
     evidence: Evidence, guest: Any, monkeypatch: pytest.MonkeyPatch, kind: PageKinds
@@ -411,10 +457,11 @@ def test_a_frame_that_is_free_or_in_use_was_given_back(
 
 
 @pytest.mark.usefixtures("kernel")
+@pytest.mark.parametrize("pages", [1, 512])
 def test_a_frame_that_only_a_reference_holds_was_leaked(
-    evidence: Evidence, guest: Any, monkeypatch: pytest.MonkeyPatch
+    evidence: Evidence, guest: Any, monkeypatch: pytest.MonkeyPatch, pages: int
 ) -> None:
-    claim = returned(evidence, guest, monkeypatch, [PageKinds(refcount=1)])
+    claim = returned(evidence, guest, monkeypatch, [PageKinds(refcount=1, pages=pages)])
     assert violated(evidence, "frames", claim).seen == "pfn 0x55"
 
 
@@ -425,6 +472,18 @@ def test_a_frame_that_is_freed_a_moment_later_was_given_back(
     returned(evidence, guest, monkeypatch, [PageKinds(refcount=1), PageKinds()])()
     agrees(evidence, "frames")
     assert guest.drained == 2
+
+
+@pytest.mark.usefixtures("kernel")
+def test_frames_that_are_counted_otherwise_are_not_consulted(
+    evidence: Evidence, guest: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def other(*_: object) -> PageStates:
+        raise OracleUnavailable("The mappings of large pages are counted otherwise.")
+
+    monkeypatch.setattr(module, "page_states", other)
+    evidence.frames_returned(guest, (0x55,))
+    not_consulted(evidence, "frames", "counted otherwise")
 
 
 # Spte counters.
@@ -480,6 +539,162 @@ def test_nothing_is_claimed_of_a_range_smaller_than_the_payload(
     assert evidence.reports == ()
 
 
+@pytest.mark.parametrize(("most", "good"), [(7, False), (8, True), (9, True)])
+def test_counters_of_a_vm_that_somebody_else_holds_are_judged_alike(
+    evidence: Evidence, most: int, *, good: bool
+) -> None:
+    claim = partial(
+        evidence.mapped_at_most, {"pages_4k": 8, "pages_2m": 0, "pages_1g": 0, "other": 99}, most
+    )
+    if good:
+        claim()
+        assert agrees(evidence, "spte counters").expected == f"at most {most} pages mapped by sptes"
+    else:
+        assert violated(evidence, "spte counters", claim).seen == "8"
+
+
+def test_counters_without_sizes_are_not_consulted(evidence: Evidence) -> None:
+    evidence.mapped_at_most({"lpages": 2}, 0)
+    not_consulted(evidence, "spte counters", "pages_4k")
+
+
+# Sizes of pages and sptes.
+
+
+def test_sptes_of_a_size_map_the_range(evidence: Evidence, guest: Any, kernel: Kernel) -> None:
+    kernel.level = 2
+    kernel.sptes = [{page: (FIRST_PFN + page, True) for page in range(PAGES)}]
+    evidence.mapped_by_sptes(guest, 2)
+    expected = f"pages 0 to {PAGES - 1} mapped by sptes of 2 MiB"
+    assert agrees(evidence, "spte size").expected == expected
+
+
+@pytest.mark.parametrize("level", [1, 3])
+def test_sptes_of_another_size_are_a_violation(
+    evidence: Evidence, guest: Any, kernel: Kernel, level: int
+) -> None:
+    kernel.level = 2
+    kernel.sptes = [{page: (FIRST_PFN + page, True) for page in range(PAGES)}]
+    claim = partial(evidence.mapped_by_sptes, guest, level, 512, 10)
+    broken = violated(evidence, "spte size", claim, 512)
+    assert broken.seen == "10 pages are not, the first is 512"
+    size = {1: "4 KiB", 3: "1 GiB"}[level]
+    assert broken.expected == f"pages 512 to 521 mapped by sptes of {size}"
+
+
+def test_a_page_that_no_spte_maps_is_a_violation_only_inside_the_range(
+    evidence: Evidence, guest: Any, kernel: Kernel
+) -> None:
+    kernel.sptes = [{page: (FIRST_PFN + page, True) for page in range(PAGES) if page != 600}]
+    evidence.mapped_by_sptes(guest, 1, 0, 600)
+    evidence.mapped_by_sptes(guest, 1, 601)
+    agrees(evidence, "spte size")
+    for first, pages in ((0, 601), (600, 1), (600, None)):
+        claim = partial(evidence.mapped_by_sptes, guest, 1, first, pages)
+        assert violated(evidence, "spte size", claim, 600).seen.startswith("1 pages are not")
+
+
+def test_large_pages_of_the_primary_mmu_are_a_precondition(
+    evidence: Evidence, guest: Any, kernel: Kernel
+) -> None:
+    kernel.large = [range(512)]
+    evidence.mapped_large(guest, 0, 512)
+    assert agrees(evidence, "page size").seen == "512 pages"
+    # The kernel owes nobody a large page, so this is no violation.
+    with pytest.raises(ProbeError, match=r"page 512 \(512 of 1024 pages are small\)"):
+        evidence.mapped_large(guest)
+    with pytest.raises(ProbeError, match=r"page 512 \(1 of 2 pages are small\)"):
+        evidence.mapped_large(guest, 511, 2)
+
+
+@pytest.mark.usefixtures("kernel")
+@pytest.mark.parametrize("oracle", ["spte size", "page size", "registration", "mm references"])
+def test_what_cannot_be_read_from_outside_is_not_consulted(
+    evidence: Evidence, guest: Any, host: FakeHost, oracle: str
+) -> None:
+    host.unavailable = "There is no vmlinux."
+    ran = False
+    if oracle == "spte size":
+        evidence.mapped_by_sptes(guest, 2)
+    elif oracle == "page size":
+        evidence.mapped_large(guest)
+    elif oracle == "registration":
+        evidence.registered(guest, 1)
+    else:
+        with evidence.mm_not_held(guest):
+            ran = True
+        assert ran, "the operation is done all the same"
+    not_consulted(evidence, oracle, "There is no vmlinux.")
+
+
+# Registration.
+
+
+def test_a_notifier_for_each_vm_is_in_order(evidence: Evidence, guest: Any, kernel: Kernel) -> None:
+    kernel.notifiers = [3]
+    evidence.registered(guest, 3)
+    assert agrees(evidence, "registration").expected == "3 notifiers on the VMM's memory"
+
+
+@pytest.mark.parametrize("seen", [0, 2])
+def test_a_notifier_too_few_or_too_many_is_a_violation(
+    evidence: Evidence, guest: Any, kernel: Kernel, seen: int
+) -> None:
+    kernel.notifiers = [seen]
+    claim = violated(evidence, "registration", lambda: evidence.registered(guest, 1))
+    assert claim.seen == str(seen)
+
+
+def test_a_notifier_that_goes_a_moment_later_is_in_order(
+    evidence: Evidence, guest: Any, kernel: Kernel
+) -> None:
+    kernel.notifiers = [9, 4, 1]
+    evidence.registered(guest, 1)
+    agrees(evidence, "registration")
+
+
+def test_a_list_of_notifiers_that_looks_different_is_not_consulted(
+    evidence: Evidence, guest: Any, kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def other(*_: object) -> int:
+        raise OracleUnavailable("The list of notifiers looks different in this kernel.")
+
+    monkeypatch.setattr(module, "subscriptions", other)
+    evidence.registered(guest, 1)
+    not_consulted(evidence, "registration", "looks different")
+
+
+@pytest.mark.parametrize("holders", [[5, 5], [5, 3], [5, 9, 6, 5]])
+def test_an_mm_that_is_held_as_before_is_in_order(
+    evidence: Evidence, guest: Any, kernel: Kernel, holders: list[int]
+) -> None:
+    kernel.holders = holders
+    with evidence.mm_not_held(guest):
+        assert evidence.reports == ()
+    assert agrees(evidence, "mm references").expected == "at most 5 on the VMM's mm"
+
+
+def test_an_mm_that_stays_held_is_a_violation(
+    evidence: Evidence, guest: Any, kernel: Kernel
+) -> None:
+    kernel.holders = [5, 6]
+
+    def claim() -> None:
+        with evidence.mm_not_held(guest):
+            pass
+
+    assert violated(evidence, "mm references", claim).seen == "6"
+
+
+def test_what_fails_while_the_mm_is_watched_is_what_is_told(
+    evidence: Evidence, guest: Any, kernel: Kernel
+) -> None:
+    kernel.holders = [5, 6]
+    with pytest.raises(ZeroDivisionError), evidence.mm_not_held(guest):
+        raise ZeroDivisionError
+    assert evidence.reports == ()
+
+
 # Reclaim.
 
 
@@ -493,7 +708,12 @@ def residency(
         found[list(pages)] = True
         return found
 
-    return Residency(marks(present), ~marks([*present, *unswapped]), marks([*present, *resident]))
+    return Residency(
+        present=marks(present),
+        swapped=~marks([*present, *unswapped]),
+        resident=marks([*present, *resident]),
+        soft_dirty=marks([]),
+    )
 
 
 @pytest.mark.usefixtures("clock")
@@ -508,9 +728,9 @@ def test_memory_that_is_swapped_out_is(evidence: Evidence, guest: Any) -> None:
 @pytest.mark.parametrize(
     ("where", "page", "said"),
     [
-        (residency(present=[9, 10]), 9, f"only {PAGES - 2} of {PAGES} pages have a swap entry"),
+        (residency(present=[9, 10]), 9, f"only {PAGES - 2} of {PAGES} pages are in swap"),
         (residency(unswapped=[9]), 9, f"only {PAGES - 1} of {PAGES}"),
-        (residency(resident=[4, 5]), 4, "2 pages have a swap entry and stay in memory: 4, 5"),
+        (residency(resident=[4, 5]), 4, "2 pages are in swap and stay in memory: 4, 5"),
     ],
 )
 def test_memory_that_stays_is_a_violation(
@@ -554,6 +774,113 @@ def test_the_memory_controller_may_lag(evidence: Evidence, guest: Any) -> None:
     good = guest.memory[0]
     guest.memory = [{**good, "anon": 9 << 20}, {**good, "swapcached": 9 << 20}, good]
     evidence.swapped_out(guest, residency())
+
+
+@pytest.mark.usefixtures("clock")
+@pytest.mark.parametrize(
+    ("backing", "where", "least"),
+    [
+        ("memfd", "swap", PAGES * PAGE),
+        ("file-shared", "its file", 0),
+        ("file-private", "swap", PAGES * PAGE),
+        ("ksm", "swap", 0),
+    ],
+)
+def test_where_memory_goes_depends_on_what_it_is(
+    evidence: Evidence, guest: Any, backing: str, where: str, least: int
+) -> None:
+    guest.backing = backing
+    guest.memory = [{**guest.memory[0], "memory.swap.current": least}]
+    # The ptes of shared memory say nothing of where it went.
+    shared = backing in ("memfd", "file-shared")
+    evidence.swapped_out(guest, residency(unswapped=range(PAGES) if shared else ()))
+    reclaim, controller = evidence.reports
+    assert reclaim.expected == f"all {PAGES} cold pages in {where} and none of them in memory"
+    assert reclaim.seen == f"{PAGES} in {where}"
+    assert f"swap at least {least} bytes" in controller.expected
+    if least:
+        guest.memory = [{**guest.memory[0], "memory.swap.current": least - 1}]
+        claim = partial(evidence.swapped_out, guest, residency())
+        violated(evidence, "memory controller", claim)
+
+
+@pytest.mark.usefixtures("clock")
+@pytest.mark.parametrize("backing", ["anon", "thp", "file-private", "ksm"])
+def test_private_memory_without_a_swap_entry_is_nowhere(
+    evidence: Evidence, guest: Any, backing: str
+) -> None:
+    guest.backing = backing
+    claim = partial(evidence.swapped_out, guest, residency(unswapped=[9]))
+    assert "only" in violated(evidence, "reclaim", claim, 9).seen
+
+
+@pytest.mark.usefixtures("clock")
+@pytest.mark.parametrize("backing", ["memfd", "file-shared"])
+@pytest.mark.parametrize("where", ["present", "resident"])
+def test_shared_memory_that_stays_is_a_violation(
+    evidence: Evidence, guest: Any, backing: str, where: str
+) -> None:
+    guest.backing = backing
+    stays = residency(present=[7]) if where == "present" else residency(resident=[7])
+    violated(evidence, "reclaim", lambda: evidence.swapped_out(guest, stays), 7)
+
+
+@pytest.mark.usefixtures("clock")
+@pytest.mark.parametrize(
+    ("backing", "counter", "good"),
+    [
+        ("anon", "shmem", False),
+        ("memfd", "shmem", False),
+        ("file-shared", "file", False),
+        # Its file is in the page cache, and may stay there.
+        ("file-private", "file", True),
+        ("anon", "file", True),
+        ("ksm", "anon", False),
+    ],
+)
+def test_the_memory_controller_is_asked_about_this_kind_of_memory(
+    evidence: Evidence, guest: Any, backing: str, counter: str, *, good: bool
+) -> None:
+    guest.backing = backing
+    guest.memory = [{**guest.memory[0], counter: 3 << 20}]
+    claim = partial(evidence.swapped_out, guest, residency())
+    if good:
+        claim()
+    else:
+        assert violated(evidence, "memory controller", claim).seen == f"{counter} {3 << 20}"
+
+
+def back(*, swapped: Sequence[int] = (), away: Sequence[int] = ()) -> Residency:
+    """Everything mapped, but for what is swapped, and what is in no memory."""
+
+    def marks(pages: Sequence[int]) -> Any:
+        found = np.zeros(PAGES, np.bool_)
+        found[list(pages)] = True
+        return found
+
+    return Residency(~marks([*swapped, *away]), marks(swapped), ~marks(away), marks([]))
+
+
+def test_memory_that_came_back_is_in_order(evidence: Evidence, guest: Any) -> None:
+    evidence.back_in_memory(guest, back())
+    agrees(evidence, "reclaim")
+
+
+@pytest.mark.parametrize(
+    ("where", "page", "count"),
+    [
+        (back(swapped=[9]), 9, 1),
+        (back(away=[4, 5]), 4, 2),
+        (back(swapped=[9], away=[8]), 8, 2),
+        (back(swapped=[9], away=[9]), 9, 1),
+    ],
+)
+def test_memory_that_did_not_come_back_is_a_violation(
+    evidence: Evidence, guest: Any, where: Residency, page: int, count: int
+) -> None:
+    claim = partial(evidence.back_in_memory, guest, where)
+    seen = violated(evidence, "reclaim", claim, page).seen
+    assert seen == f"{count} pages are not, the first is {page}"
 
 
 DEAD = {"anon": 0, "shmem": 0, "swapcached": 0, "pagetables": 0, "memory.swap.current": 0}
@@ -627,6 +954,18 @@ def test_a_bound_is_reached_or_not(evidence: Evidence, seen: int, *, good: bool)
         assert agrees(evidence, "reclaim").expected == "at least 10 bytes swapped out"
     else:
         assert violated(evidence, "reclaim", claim).seen == "9"
+
+
+@pytest.mark.parametrize(("seen", "good"), [(9, True), (10, True), (11, False)])
+def test_an_upper_bound_is_kept_or_not(evidence: Evidence, seen: int, *, good: bool) -> None:
+    def claim() -> None:
+        evidence.at_most("TLB flushes", "for 5 pages", 10, seen)
+
+    if good:
+        claim()
+        assert agrees(evidence, "TLB flushes").expected == "at most 10 for 5 pages"
+    else:
+        assert violated(evidence, "TLB flushes", claim).seen == "11"
 
 
 def test_words_are_equal(evidence: Evidence) -> None:

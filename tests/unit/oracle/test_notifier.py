@@ -7,6 +7,7 @@ import errno
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from harness.errors import OracleUnavailable, ProbeError, Violation
@@ -17,7 +18,8 @@ HVA = 0x7F12_3400_0000
 PAGES = 16
 PAGE = 4096
 INSTANCE = notifier._INSTANCE
-EVENT = notifier._EVENT
+EVENT = notifier._UNMAP
+CHANGE = notifier._CHANGE
 
 HEADER = """\
 # tracer: nop
@@ -48,10 +50,23 @@ def pages(first: int, last: int) -> str:
     return line(HVA + first * PAGE, HVA + last * PAGE)
 
 
-class Tracefs:
-    """A session whose host has tracefs; what is in it is in ``files``."""
+def change(address: int) -> str:
+    """The same for a pte that was replaced, as kernels up to v6.12 tell it."""
+    return (
+        f"            ksmd-40      [000] .....    12.345678: kvm_set_spte_hva: "
+        f"mmu notifier set pte hva: {address:#018x}\n"
+    )
 
-    def __init__(self, text: str = HEADER, cpus: int = 2, overrun: int = 0) -> None:
+
+class Tracefs:
+    """A session whose host has tracefs; what is in it is in ``files``.
+
+    ``changes`` is whether its kernel has the tracepoint of ptes that are replaced.
+    """
+
+    def __init__(
+        self, text: str = HEADER, cpus: int = 2, overrun: int = 0, *, changes: bool = False
+    ) -> None:
         self.files = {
             "/sys/kernel/tracing": "",
             EVENT: "",
@@ -59,12 +74,16 @@ class Tracefs:
             f"{EVENT}/filter": "none",
             f"{INSTANCE}/buffer_size_kb": "7",
         }
+        if changes:
+            self.files |= {CHANGE: "", f"{CHANGE}/enable": "0", f"{CHANGE}/filter": "none"}
+        self.cpus = cpus
         for cpu in range(cpus):
             self.files[f"{INSTANCE}/per_cpu/cpu{cpu}/stats"] = STATS.format(overrun=overrun)
         self.written: list[tuple[str, str]] = []
         self.made: list[str] = []
         self.text = text
         self.refused: dict[str, int] = {}
+        self.exchanges = 0
 
     def ask(self, op: str, path: str, text: str = "") -> Any:
         if (number := self.refused.get(f"{op} {path}")) is not None:
@@ -74,12 +93,15 @@ class Tracefs:
         if op == "make_directory":
             self.made.append(path)
             return self.files.setdefault(path, "")
+        if op == "read":
+            return self.text if path == f"{INSTANCE}/trace" else self.files[path]
         assert op == "write"
         self.written.append((path, text))
         return None
 
-    def read(self, path: str) -> str:
-        return self.text if path == f"{INSTANCE}/trace" else self.files[path]
+    def ask_all(self, *requests: tuple[str, dict[str, str]]) -> list[Any]:
+        self.exchanges += 1
+        return [self.ask(op, **arguments) for op, arguments in requests]
 
     def guest(self) -> Any:
         return SimpleNamespace(session=self, hva=HVA, pages=PAGES)
@@ -170,6 +192,43 @@ def test_only_this_guests_memory_is_watched_and_from_now_on() -> None:
     ]
 
 
+def test_ptes_that_are_replaced_are_watched_where_the_kernel_tells_of_them() -> None:
+    tracefs = Tracefs(HEADER + pages(3, 5) + change(HVA + 9 * PAGE), changes=True)
+    with notifier.watch(tracefs.guest()) as seen:
+        assert tracefs.written[-2:] == [(f"{EVENT}/enable", "1"), (f"{CHANGE}/enable", "1")]
+        assert (f"{CHANGE}/filter", f"hva >= {HVA} && hva < {HVA + PAGES * PAGE}") in (
+            tracefs.written
+        )
+    assert tracefs.written[-2:] == [(f"{EVENT}/enable", "0"), (f"{CHANGE}/enable", "0")]
+    assert np.flatnonzero(seen.told()).tolist() == [3, 4, 9]
+    assert len(seen.ranges) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "covered"),
+    [
+        (change(HVA), [0]),
+        (change(HVA + 15 * PAGE), [15]),
+        (change(HVA + 4 * PAGE) + change(HVA + 4 * PAGE) + change(HVA + 6 * PAGE), [4, 6]),
+        (change(HVA - PAGE), []),
+        (change(HVA + PAGES * PAGE), []),
+        ("kvm_set_spte_hva: mmu notifier set pte hva: 0x\n", []),
+        ("kvm_set_spte_hva:\n0x7f1234000000\n", []),
+        ("kvm_age_hva: mmu notifier age hva: 0x7f1234000000\n", []),
+    ],
+)
+def test_a_pte_that_is_replaced_is_one_page(text: str, covered: list[int]) -> None:
+    assert told(text) == covered
+
+
+def test_watching_costs_few_exchanges_with_the_host() -> None:
+    # One to begin, one to end, one for the losses of all CPUs; each may take a while under TCG.
+    tracefs = Tracefs(cpus=8, changes=True)
+    with notifier.watch(tracefs.guest()):
+        assert tracefs.exchanges == 1
+    assert tracefs.exchanges == 3
+
+
 def test_the_instance_is_made_once_a_host() -> None:
     tracefs = Tracefs()
     watched(tracefs)
@@ -184,10 +243,10 @@ def test_nothing_is_known_until_the_watch_is_over() -> None:
 
 
 def test_the_watch_ends_with_what_failed_in_it() -> None:
-    tracefs = Tracefs()
+    tracefs = Tracefs(changes=True)
     with pytest.raises(ZeroDivisionError), notifier.watch(tracefs.guest()):
         raise ZeroDivisionError
-    assert tracefs.written[-1] == (f"{EVENT}/enable", "0")
+    assert tracefs.written[-2:] == [(f"{EVENT}/enable", "0"), (f"{CHANGE}/enable", "0")]
 
 
 def test_what_failed_matters_more_than_what_ending_the_watch_says() -> None:
@@ -229,10 +288,12 @@ def test_a_kernel_without_the_tracepoint_cannot_be_asked() -> None:
         f"write {EVENT}/filter",
         f"write {EVENT}/enable",
         f"write {INSTANCE}/trace",
+        f"write {CHANGE}/filter",
+        f"write {CHANGE}/enable",
     ],
 )
 def test_tracing_that_cannot_be_used_cannot_be_asked(refused: str) -> None:
-    tracefs = Tracefs()
+    tracefs = Tracefs(changes=True)
     tracefs.refused[refused] = errno.EPERM
     with pytest.raises(OracleUnavailable, match="refused"):
         watched(tracefs)

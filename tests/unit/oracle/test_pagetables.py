@@ -69,13 +69,15 @@ def test_small_pages_and_holes(program: FakeProgram) -> None:
             511: 0x555 << 12 | PRESENT | WRITABLE,
         },
     )
-    program.table(PT_B, {0: 0x666 << 12 | PRESENT})
+    pat = 1 << 7  # the bit that says "large" one level up
+    program.table(PT_B, {0: 0x666 << 12 | PRESENT | pat})
     seen = walked(program, 513)
     assert np.flatnonzero(seen.present).tolist() == [0, 1, 511, 512]
     assert np.flatnonzero(seen.writable).tolist() == [0, 511]
     assert seen.pfn[[0, 1, 511, 512]].tolist() == [0x111, 0x222, 0x555, 0x666]
     assert seen.entry[2] == 0
     assert seen.entry[3] == swapped
+    assert not seen.large.any()
 
 
 def test_a_large_page_is_each_of_its_pages(program: FakeProgram) -> None:
@@ -83,6 +85,7 @@ def test_a_large_page_is_each_of_its_pages(program: FakeProgram) -> None:
     seen = walked(program, 512, first=1024)
     assert seen.present.all()
     assert seen.writable.all()
+    assert seen.large.all()
     assert seen.pfn.tolist() == list(range(LARGE_PFN, LARGE_PFN + 512))
 
 
@@ -92,6 +95,7 @@ def test_a_part_of_a_large_page_after_a_part_of_a_table(program: FakeProgram) ->
     seen = walked(program, 4, first=1022)
     assert seen.present.tolist() == [False, True, True, True]
     assert seen.pfn[1:].tolist() == [0x777, LARGE_PFN, LARGE_PFN + 1]
+    assert seen.large.tolist() == [False, False, True, True]
 
 
 def test_bit_12_of_a_large_entry_is_no_part_of_the_frame(program: FakeProgram) -> None:
@@ -107,7 +111,9 @@ def test_a_page_of_one_gibibyte(program: FakeProgram) -> None:
     program.table(ROOT, {INDEX[3]: below(PDPT)})
     program.table(PDPT, {INDEX[2]: 0x40000 << 12 | PRESENT | LARGE})
     within = (HVA >> 12) & 0x3FFFF
-    assert walked(program, 3).pfn.tolist() == [0x40000 + within + page for page in range(3)]
+    seen = walked(program, 3)
+    assert seen.pfn.tolist() == [0x40000 + within + page for page in range(3)]
+    assert seen.large.all()
 
 
 @pytest.mark.parametrize("level", [3, 2, 1])
@@ -119,13 +125,16 @@ def test_a_hole_at_any_level_maps_nothing(program: FakeProgram, level: int) -> N
     seen = walked(program, 2)
     assert not seen.present.any()
     assert not seen.entry.any()
+    assert not seen.large.any()
 
 
 def test_a_table_that_is_not_present_is_not_followed(program: FakeProgram) -> None:
     upper_tables(program)
     # A huge page that is being migrated: the address bits are a swap entry's.
     program.table(PD, {INDEX[1]: 0xDEAD << 12 | LARGE})
-    assert not walked(program, 2).present.any()
+    seen = walked(program, 2)
+    assert not seen.present.any()
+    assert not seen.large.any(), "nor is it a mapping"
 
 
 def test_a_range_may_begin_anywhere_and_cross_every_boundary(program: FakeProgram) -> None:

@@ -17,10 +17,12 @@ from harness.oracle.structpage import PageStates
 
 @dataclasses.dataclass(frozen=True)
 class Page:
-    """One frame, as the table below writes it down."""
+    """One frame, as the table below writes it down; ``head`` is an index into that table."""
 
     refcount: int = 1
     mapcount: int = 1
+    pages: int = 1
+    head: int | None = None
     anon: bool = True
     swap_cache: bool = False
     page_cache: bool = False
@@ -35,15 +37,17 @@ def states(*pages: Page) -> PageStates:
     def counts(name: str) -> Any:
         return np.array([getattr(page, name) for page in pages], np.int64)
 
+    heads = [index if page.head is None else page.head for index, page in enumerate(pages)]
     return PageStates(
         pfn=np.arange(0x1000, 0x1000 + len(pages), dtype=np.uint64),
+        head=np.array(heads, np.uint64) + np.uint64(0x1000),
+        pages=counts("pages"),
         refcount=counts("refcount"),
         mapcount=counts("mapcount"),
         anon=flags("anon"),
         swap_cache=flags("swap_cache"),
         page_cache=flags("page_cache"),
         private=flags("private"),
-        large=np.zeros(len(pages), np.bool_),
         reserved=flags("reserved"),
     )
 
@@ -66,6 +70,19 @@ FILE = Page(anon=False, page_cache=True)
         pytest.param(dataclasses.replace(FILE, private=True), 3, id="with buffer heads"),
         pytest.param(dataclasses.replace(FILE, mapcount=0), 1, id="not mapped"),
         pytest.param(Page(mapcount=0), 0, id="free"),
+        pytest.param(Page(pages=512), 1, id="a large page, mapped as a whole"),
+        pytest.param(Page(pages=512, mapcount=512), 512, id="a large page, mapped page by page"),
+        pytest.param(Page(pages=512, mapcount=3), 3, id="a large page, mapped in part"),
+        pytest.param(Page(pages=512, swap_cache=True), 513, id="a large page in the swap cache"),
+        pytest.param(
+            dataclasses.replace(FILE, pages=512, mapcount=0), 512, id="a large page of a file"
+        ),
+        pytest.param(
+            # Buffer heads are the folio's, however large it is.
+            dataclasses.replace(FILE, pages=16, mapcount=2, private=True),
+            19,
+            id="a large page of a file with buffer heads",
+        ),
     ],
 )
 def test_a_page_has_a_reference_for_each_reason(page: Page, expected: int) -> None:
@@ -92,6 +109,20 @@ def test_references_of_reserved_frames_are_nobodys_business() -> None:
     assert [each.page for each in found(zero_page, Page(refcount=3))] == [1]
 
 
+def test_a_large_folio_is_named_once_by_its_first_page_here() -> None:
+    def folio(head: int, refcount: int) -> Page:
+        return Page(pages=4, mapcount=4, refcount=refcount, head=head)
+
+    # Two folios, the second in a guest that maps it from its third page on.
+    pages = [folio(0, 5)] * 4 + [Page()] + [folio(7, 6)] * 2
+    found_here = differences(np.arange(30, 37, dtype=np.int64), states(*pages))
+    assert [(each.page, each.found, each.expected) for each in found_here] == [
+        (30, 5, 4),
+        (35, 6, 4),
+    ]
+    assert found(*[folio(0, 4)] * 4) == ()
+
+
 def test_nothing_is_wrong_with_no_page() -> None:
     assert found() == ()
 
@@ -107,6 +138,7 @@ some_pages = st.lists(
         Page,
         refcount=st.just(0),
         mapcount=st.integers(0, 5),
+        pages=st.sampled_from([1, 2, 512]),
         anon=st.booleans(),
         swap_cache=st.booleans(),
         page_cache=st.booleans(),

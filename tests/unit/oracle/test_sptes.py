@@ -21,20 +21,21 @@ FIRST_GFN = GPA >> 12
 PAGES = 2048
 
 
-def primary(*entries: tuple[int, int] | None) -> PrimaryMap:
+def primary(*entries: tuple[int, int] | None, large: bool = False) -> PrimaryMap:
     """What the primary MMU maps: a frame and the permissions, or nothing."""
     words = [0 if entry is None else entry[0] << 12 | entry[1] for entry in entries]
     entry = np.array(words, np.uint64)
-    return PrimaryMap(entry, (entry >> np.uint64(12)) & np.uint64(0xFFFFFFFF))
+    pfn = (entry >> np.uint64(12)) & np.uint64(0xFFFFFFFF)
+    return PrimaryMap(entry, pfn, np.full(len(entry), large))
 
 
-def mapped(*leaves: tuple[int, int, bool]) -> Sptes:
+def mapped(*leaves: tuple[int, int, bool], level: int = 1) -> Sptes:
     """Sptes as page, frame and whether they are writable."""
     return Sptes(
         np.array([page for page, _, _ in leaves], np.int64),
         np.array([pfn for _, pfn, _ in leaves], np.uint64),
         np.array([writable for _, _, writable in leaves], np.bool_),
-        np.ones(len(leaves), np.int64),
+        np.full(len(leaves), level, np.int64),
     )
 
 
@@ -70,6 +71,41 @@ def test_an_spte_may_not_allow_more_than_the_primary_mmu(
     assert found == (() if wrong is None else (Stale(1, pfn, wrong),))
     if found:
         assert str(found[0]) == f"page 1: an spte maps pfn {pfn:#x}, the primary MMU {wrong}"
+
+
+SMALL = "maps it by a small page while the spte is large"
+
+
+@pytest.mark.parametrize(
+    ("level", "large", "wrong"),
+    [
+        (1, False, None),
+        # KVM may map less at a time than the primary MMU does, but not more.
+        (1, True, None),
+        (2, True, None),
+        (3, True, None),
+        (2, False, SMALL),
+        (3, False, SMALL),
+    ],
+)
+def test_an_spte_may_not_be_larger_than_the_page(
+    level: int, wrong: str | None, *, large: bool
+) -> None:
+    found = stale(mapped((0, 0x11, True), level=level), primary((0x11, RW), large=large))
+    assert found == (() if wrong is None else (Stale(0, 0x11, wrong),))
+
+
+@pytest.mark.parametrize(
+    ("pte", "wrong"),
+    [
+        (None, "maps nothing there"),
+        ((0x12, RW), "maps pfn 0x12"),
+        ((0x11, RO), "maps it read-only while the spte is writable"),
+    ],
+)
+def test_of_a_large_spte_the_worst_is_said(pte: tuple[int, int] | None, wrong: str) -> None:
+    found = stale(mapped((0, 0x11, True), level=2), primary(pte))
+    assert found == (Stale(0, 0x11, wrong),)
 
 
 def test_what_no_spte_maps_is_not_stale() -> None:
@@ -200,7 +236,7 @@ def vm(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     arch = SimpleNamespace(tdp_mmu_roots=ListHead(None), active_mmu_pages=ListHead([]))
     monkeypatch.setattr(module, "virt_to_phys", lambda _, address: address)
     monkeypatch.setattr(module, "list_for_each_entry", members)
-    monkeypatch.setattr(module, "_vm", lambda *_: SimpleNamespace(arch=arch))
+    monkeypatch.setattr(module, "virtual_machine", lambda *_: SimpleNamespace(arch=arch))
     return arch
 
 

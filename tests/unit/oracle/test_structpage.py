@@ -12,6 +12,7 @@ import drgn
 import numpy as np
 import pytest
 
+from harness.errors import OracleUnavailable
 from harness.oracle import structpage
 from harness.oracle.structpage import PageStates, page_states
 
@@ -20,7 +21,7 @@ SIZE = 64
 OFFSETS = {"flags": 0, "compound_head": 8, "mapping": 24, "_mapcount": 48, "_refcount": 52}
 BITS = {
     "PG_locked": 0, "PG_swapcache": 10, "PG_reserved": 12, "PG_private": 13,
-    "PG_head": 16, "PG_swapbacked": 18,
+    "PG_head": 16, "PG_swapbacked": 18, "PG_double_map": 8,
 }  # fmt: skip
 ANON = 0xFFFF_8880_0000_1001
 FILE = 0xFFFF_8880_0000_2000
@@ -46,11 +47,44 @@ class Frame:
         return bytes(raw)
 
 
-class Memmap:
-    """A program whose memory is an array of struct pages; frames not named are free."""
+@dataclasses.dataclass(frozen=True)
+class Folio:
+    """What a large folio keeps about all of its pages; counts are stored as one less.
 
-    def __init__(self, frames: dict[int, Frame]) -> None:
+    Kernels before v6.10 have no ``mapcount`` of the whole, and keep what maps all of it at once
+    in ``entire``, which up to v6.1 had another name, here ``total``.
+    """
+
+    order: int
+    mapcount: int | None = None
+    entire: int | None = None
+    total: int | None = None
+
+    def __getattr__(self, name: str) -> SimpleNamespace:
+        fields = {
+            "_large_mapcount": "mapcount", "_entire_mapcount": "entire", "_total_mapcount": "total",
+        }  # fmt: skip
+        count = getattr(self, fields[name]) if name in fields else None
+        if count is None:
+            raise AttributeError(f"'struct folio' has no member '{name}'")
+        return SimpleNamespace(counter=count - 1)
+
+
+class Memmap:
+    """A program whose memory is an array of struct pages; frames not named are free.
+
+    ``folios`` are the large ones by the frames of their heads.
+    """
+
+    def __init__(
+        self,
+        frames: dict[int, Frame],
+        folios: dict[int, Folio] | None = None,
+        **variables: int,
+    ) -> None:
         self.frames = frames
+        self.folios = folios or {}
+        self.variables = variables
         self.reads: list[tuple[int, int]] = []
         self._types = {
             "struct page": SimpleNamespace(size=SIZE),
@@ -61,6 +95,15 @@ class Memmap:
 
     def type(self, name: str) -> Any:
         return self._types[name]
+
+    def __getitem__(self, name: str) -> int:
+        return self.variables[name]
+
+    def folio(self, kind: str, value: int) -> Folio:
+        assert kind == "struct folio *"
+        pfn, rest = divmod(value - BASE, SIZE)
+        assert rest == 0
+        return self.folios[pfn]
 
     def read(self, address: int, size: int) -> bytes:
         first, rest = divmod(address - BASE, SIZE)
@@ -75,11 +118,19 @@ class Memmap:
 def layout(monkeypatch: pytest.MonkeyPatch) -> None:
     base = SimpleNamespace(value_=lambda: BASE)
     monkeypatch.setattr(structpage, "pfn_to_page", lambda _, pfn: base)
+    monkeypatch.setattr(structpage, "compound_order", lambda folio: folio.order)
     monkeypatch.setattr(drgn, "offsetof", lambda _, name: OFFSETS[name])
+    monkeypatch.setattr(drgn, "Object", lambda program, kind, value: program.folio(kind, value))
+    monkeypatch.setattr(drgn, "cast", lambda _, value: value)
 
 
-def states(frames: dict[int, Frame], *pfns: int) -> tuple[PageStates, Memmap]:
-    program = Memmap(frames)
+def states(
+    frames: dict[int, Frame],
+    *pfns: int,
+    folios: dict[int, Folio] | None = None,
+    **variables: int,
+) -> tuple[PageStates, Memmap]:
+    program = Memmap(frames, folios, **variables)
     asked = np.array(pfns or tuple(frames), np.uint64)
     return page_states(program, asked), program
 
@@ -104,7 +155,7 @@ def test_counts_may_be_negative() -> None:
     assert (seen.refcount.tolist(), seen.mapcount.tolist()) == ([-1], [-2])
 
 
-FLAGS = ("anon", "swap_cache", "page_cache", "private", "large", "reserved")
+FLAGS = ("anon", "swap_cache", "page_cache", "private", "reserved")
 
 
 @pytest.mark.parametrize(
@@ -119,7 +170,6 @@ FLAGS = ("anon", "swap_cache", "page_cache", "private", "large", "reserved")
         (Frame(flags=("PG_swapbacked",)), {"anon"}),
         (Frame(mapping=FILE, flags=("PG_private",)), {"page_cache", "private"}),
         (Frame(mapping=0, flags=("PG_reserved",)), {"reserved"}),
-        (Frame(flags=("PG_head",)), {"anon", "large"}),
         (Frame(flags=("PG_locked",)), {"anon"}),
     ],
 )
@@ -156,12 +206,128 @@ def test_a_tail_is_represented_by_its_head() -> None:
         0x203: Frame(refcount=0, mapcount=0, mapping=0, head=0x200),
         0x300: Frame(refcount=2),
     }
-    seen, _ = states(frames, 0x203, 0x300, 0x200)
+    seen, _ = states(frames, 0x203, 0x300, 0x200, folios={0x200: Folio(order=2, mapcount=3)})
     assert seen.pfn.tolist() == [0x203, 0x300, 0x200]
+    assert seen.head.tolist() == [0x200, 0x300, 0x200]
+    assert seen.pages.tolist() == [4, 1, 4]
     assert seen.refcount.tolist() == [9, 2, 9]
-    assert seen.large.tolist() == [True, False, True]
+    assert seen.mapcount.tolist() == [3, 1, 3]
     assert seen.page_cache.tolist() == [True, False, True]
     assert seen.private.tolist() == [True, False, True]
+
+
+def test_large_folios_are_told_apart() -> None:
+    tails = {pfn: Frame(0, 0, 0, head=pfn & ~7) for pfn in (*range(0x101, 0x108), 0x10A)}
+    heads = {pfn: Frame(refcount=pfn, flags=("PG_head",)) for pfn in (0x100, 0x108)}
+    folios = {0x100: Folio(order=3, mapcount=8), 0x108: Folio(order=9, mapcount=0)}
+    seen, _ = states({**tails, **heads}, 0x10A, 0x101, 0x108, 0x107, folios=folios)
+    assert seen.head.tolist() == [0x108, 0x100, 0x108, 0x100]
+    assert seen.pages.tolist() == [512, 8, 512, 8]
+    assert seen.mapcount.tolist() == [0, 8, 0, 8]
+    assert seen.refcount.tolist() == [0x108, 0x100, 0x108, 0x100]
+
+
+def test_the_frames_that_were_asked_for_stay_as_they_are() -> None:
+    asked = np.array([0x201], np.uint64)
+    frames = {0x200: Frame(flags=("PG_head",)), 0x201: Frame(0, 0, 0, head=0x200)}
+    program: Any = Memmap(frames, {0x200: Folio(order=1, mapcount=1)})
+    seen = page_states(program, asked)
+    assert asked.tolist() == seen.pfn.tolist() == [0x201]
+    assert seen.head.tolist() == [0x200]
+
+
+@pytest.mark.parametrize(
+    ("entire", "single", "mapcount"),
+    [(0, {}, 0), (1, {}, 1), (2, {}, 2), (0, {0: 1, 3: 2}, 3), (1, {1: 1}, 2)],
+)
+def test_before_there_was_one_count_those_of_whole_and_parts_are_added(
+    entire: int, single: dict[int, int], mapcount: int
+) -> None:
+    frames = {
+        0x200 + page: Frame(
+            refcount=5 if page == 0 else 0,
+            mapcount=single.get(page, 0),
+            flags=("PG_head",) if page == 0 else (),
+            head=None if page == 0 else 0x200,
+        )
+        for page in range(4)
+    }
+    # A page behind the folio, whose count is none of its business.
+    frames[0x204] = Frame(mapcount=9)
+    seen, _ = states(frames, 0x202, 0x204, folios={0x200: Folio(order=2, entire=entire)})
+    assert seen.mapcount.tolist() == [mapcount, 9]
+
+
+def parts(
+    single: dict[int, int], mapping: int = ANON, second: tuple[str, ...] = ()
+) -> dict[int, Frame]:
+    """The struct pages of a folio of four, with the counts of single pages and second flags."""
+    return {
+        0x200 + page: Frame(
+            refcount=5 if page == 0 else 0,
+            mapcount=single.get(page, 0),
+            mapping=mapping if page == 0 else 0,
+            flags=("PG_head",) if page == 0 else second if page == 1 else (),
+            head=None if page == 0 else 0x200,
+        )
+        for page in range(4)
+    }
+
+
+ALL = dict.fromkeys(range(4), 1)
+
+
+@pytest.mark.parametrize(
+    ("frames", "whole", "mapcount"),
+    [
+        pytest.param(parts({}), 1, 1, id="anonymous, as a whole"),
+        pytest.param(parts({0: 1, 2: 1}), 0, 2, id="anonymous, two pages"),
+        # By one process as a whole and by another page by page: each has the other's, too.
+        pytest.param(
+            parts(dict.fromkeys(range(4), 2), second=("PG_double_map",)), 1, 5, id="anonymous, both"
+        ),
+        pytest.param(parts(ALL, FILE), 1, 1, id="of a file, as a whole"),
+        pytest.param(parts({0: 3, 1: 2, 2: 2, 3: 2}, FILE), 2, 3, id="of a file, both"),
+        pytest.param(parts({0: 1}, FILE), 0, 1, id="of a file, one page"),
+        pytest.param(parts({}, FILE), 0, 0, id="of a file, not at all"),
+    ],
+)
+def test_up_to_6_1_counts_of_the_whole_are_in_those_of_its_parts(
+    frames: dict[int, Frame], whole: int, mapcount: int
+) -> None:
+    seen, _ = states(frames, 0x202, folios={0x200: Folio(order=2, total=whole)})
+    assert seen.mapcount.tolist() == [mapcount]
+
+
+@pytest.mark.parametrize("problem", ["no count", "no folio"])
+def test_a_kernel_that_counts_otherwise_cannot_be_asked(
+    monkeypatch: pytest.MonkeyPatch, problem: str
+) -> None:
+    def no_type(*_: object, **__: object) -> None:
+        raise LookupError("could not find 'struct folio'")
+
+    if problem == "no folio":
+        monkeypatch.setattr(drgn, "Object", no_type)
+    with pytest.raises(OracleUnavailable, match=r"counted otherwise in this kernel: .*folio"):
+        states(parts({}), 0x200, folios={0x200: Folio(order=2)})
+    # Small pages are as ever.
+    assert states({0x100: Frame()})[0].mapcount.tolist() == [1]
+
+
+def test_the_references_of_the_huge_zero_page_are_counted_by_nobody() -> None:
+    frames = {
+        0x200: Frame(refcount=7, flags=("PG_head",)),
+        0x201: Frame(0, 0, 0, head=0x200),
+        0x400: Frame(refcount=7, flags=("PG_head",)),
+    }
+    folios = {pfn: Folio(order=9, mapcount=1) for pfn in (0x200, 0x400)}
+    seen, _ = states(frames, folios=folios, huge_zero_pfn=0x200)
+    assert seen.reserved.tolist() == [True, True, False]
+    # Before it is first used, its frame is -1.
+    seen, _ = states(frames, folios=folios, huge_zero_pfn=-1)
+    assert not seen.reserved.any()
+    seen, _ = states(frames, folios=folios)
+    assert not seen.reserved.any()
 
 
 def test_no_frame_is_no_read() -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The requests of a VMM that need no guest: memory, and children forked off it."""
+"""The requests of a VMM that need no guest: memory, memslots, and children forked off it."""
 
 from __future__ import annotations
 
@@ -10,21 +10,45 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
-from harness.probe import vmm
+from harness.probe import layout, userfault, vmm
+from harness.probe.layout import PAGE_BYTES
 from harness.probe.memory import Memory
+from harness.probe.vm import ALIAS_SLOT, MEMORY_SLOT
 
 PAGES = 4
 
 
+class FakeMachine:
+    """Remembers what became of its memslots and what its vcpus were ordered."""
+
+    def __init__(self) -> None:
+        self.fd = 3
+        self.statistics = SimpleNamespace(fd=4)
+        self.slots: list[tuple[int, int, int, int]] = []
+        self.orders: list[dict[str, int]] = []
+        self.vcpus: list[Any] = [SimpleNamespace(order=self.orders.append, index=0)]
+
+    def list_words(self, vcpu: int, count: int) -> list[int]:
+        return []
+
+    def set_slot(self, slot: int, gpa: int, hva: int, size: int) -> None:
+        self.slots.append((slot, gpa, hva, size))
+
+
 @pytest.fixture
-def ours() -> Iterator[vmm.Vmm]:
-    machine = SimpleNamespace(list_words=lambda vcpu, count: [], vcpus=[], fd=3)
+def machine() -> FakeMachine:
+    return FakeMachine()
+
+
+@pytest.fixture
+def ours(machine: FakeMachine) -> Iterator[vmm.Vmm]:
     ours = vmm.Vmm(machine, Memory(PAGES))  # type: ignore[arg-type]
     yield ours
     for name in reversed(list(ours._children)):
@@ -108,7 +132,124 @@ def test_errors_are_data(ours: vmm.Vmm) -> None:
 
 
 def test_every_request_that_a_memory_answers_a_child_answers_too(ours: vmm.Vmm) -> None:
-    assert ours.handlers().keys() >= vmm.memory_handlers(ours._memory).keys()
+    both = vmm.memory_handlers(ours._memory)
+    assert ours.handlers().keys() >= both.keys()
+    for name, handler in both.items():
+        assert handler == getattr(ours._memory, name), "and it is the memory that answers"
+
+
+# Where things are.
+
+
+def test_a_vmm_describes_itself(ours: vmm.Vmm) -> None:
+    assert ask(ours, "describe")["ok"] == {
+        "pid": os.getpid(),
+        "vm_fd": 3,
+        "statistics_fd": 4,
+        "hva": ours._memory.hva,
+        "pages": PAGES,
+        "gpa": layout.MEMORY_GPA,
+        "vcpus": 1,
+    }
+
+
+def test_orders_are_for_the_memory_or_for_its_alias(ours: vmm.Vmm, machine: FakeMachine) -> None:
+    for more in ({}, {"alias": 0}, {"alias": 1}):
+        assert ask(ours, "order", vcpu=0, orders={"op": 5, "first": 2, **more}) == {"ok": None}
+    plain = {"op": 5, "first": 2, "gpa": layout.MEMORY_GPA + 2 * PAGE_BYTES}
+    assert machine.orders == [
+        plain,
+        plain,
+        {"op": 5, "first": 2, "gpa": layout.ALIAS_GPA + 2 * PAGE_BYTES},
+    ]
+
+
+def test_a_memslot_follows_memory_that_was_moved(ours: vmm.Vmm, machine: FakeMachine) -> None:
+    ask(ours, "poke", first=0, pages=PAGES, word=0, value=9)
+    old = ours._memory.hva
+    address = ask(ours, "move", first=0, pages=PAGES)["ok"]
+    assert ask(ours, "follow", address=address) == {"ok": None}
+    assert address != old
+    size = PAGES * PAGE_BYTES
+    # A memslot cannot be given another address, so it goes and comes again.
+    assert machine.slots == [
+        (MEMORY_SLOT, layout.MEMORY_GPA, address, 0),
+        (MEMORY_SLOT, layout.MEMORY_GPA, address, size),
+    ]
+    assert ask(ours, "peek", first=0, pages=PAGES, word=0) == {"ok": [9] * PAGES}
+    assert ask(ours, "describe")["ok"]["hva"] == address
+
+
+def test_a_race_is_between_the_memory_and_one_vcpu(ours: vmm.Vmm, machine: FakeMachine) -> None:
+    machine.vcpus[0].mailbox = SimpleNamespace(done=0)
+    played = ask(ours, "race", kind="discard", vcpu=0, page=1, rounds=2, seconds=0.01)
+    assert played == {"ok": {"rounds": 0, "lost": 0}}
+    assert ask(ours, "race", kind="discard", vcpu=1, page=1, rounds=2, seconds=0.01)["error"]
+
+
+def test_an_alias_comes_and_goes_until_its_end(ours: vmm.Vmm, machine: FakeMachine) -> None:
+    assert ask(ours, "end_aliasing")["error"]["text"] == "no memslot comes and goes"
+    assert ask(ours, "begin_aliasing") == {"ok": None}
+    until = time.monotonic() + 10
+    while len(machine.slots) < 3:
+        assert time.monotonic() < until
+    assert ask(ours, "end_aliasing")["ok"] >= 1
+    assert {slot for slot, *_ in machine.slots} == {ALIAS_SLOT}
+    assert machine.slots[-1][-1] == 0
+    assert "error" in ask(ours, "end_aliasing"), "it ended once"
+
+
+# userfaultfd; test_userfaultfd.py has the real one.
+
+
+class FakeProtection:
+    """Stands for a WriteProtection; ``made`` are all of them."""
+
+    made: ClassVar[list[FakeProtection]] = []
+
+    def __init__(self, start: int, size: int, features: tuple[str, ...], page_bytes: int) -> None:
+        self.arguments = (start, size, features, page_bytes)
+        self.faults = [5, 2]
+        self.closed = 0
+        self.made.append(self)
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+def test_a_range_is_protected_until_its_end(ours: vmm.Vmm, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vmm, "WriteProtection", FakeProtection)
+    monkeypatch.setattr(FakeProtection, "made", [])
+    assert ask(ours, "faults") == {"ok": []}
+    wanted = {"first": 1, "pages": 2, "features": ["write-protect"]}
+    assert ask(ours, "protect_by_userfault", **wanted) == {"ok": None}
+    (protection,) = FakeProtection.made
+    assert protection.arguments == (*ours._memory.span(1, 2), ("write-protect",), PAGE_BYTES)
+    assert ask(ours, "faults") == {"ok": [5, 2]}
+    for _ in range(2):
+        assert ask(ours, "end_protection") == {"ok": None}
+    assert protection.closed == 1
+    assert ask(ours, "faults") == {"ok": []}
+
+
+@pytest.mark.parametrize("missing", [0, PAGE_BYTES])
+def test_pages_that_userfaultfd_moves_are_moved_all(
+    ours: vmm.Vmm, monkeypatch: pytest.MonkeyPatch, missing: int
+) -> None:
+    moves: list[tuple[int, int, int]] = []
+
+    def move(target: int, source: int, size: int) -> int:
+        moves.append((target, source, size))
+        return size - missing
+
+    monkeypatch.setattr(userfault, "move", move)
+    answer = ask(ours, "move_by_userfault", first=1, pages=2)
+    ((target, source, size),) = moves
+    assert (source, size) == ours._memory.span(1, 2)
+    if missing:
+        assert answer["error"]["text"] == f"only {PAGE_BYTES} of {2 * PAGE_BYTES} bytes were moved"
+    else:
+        assert answer == {"ok": target}
 
 
 def test_a_conversation_is_lines_until_the_peer_hangs_up() -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import os
+import struct
 from pathlib import Path
 
 import pytest
 from c_program import numbers
+from fake_statistics import statistics_file
 
-from harness.probe import agent, kvm, memory
+from harness.probe import backing, kvm, memory, race, system, userfault
 
 STRUCTURES = {
     "struct kvm_userspace_memory_region": kvm.MemoryRegion,
@@ -83,7 +86,7 @@ def test_the_cpuid_buffer_is_as_long_as_the_kernel_may_fill(tmp_path: Path) -> N
 
 
 def test_advice_has_the_numbers_of_the_kernel(tmp_path: Path) -> None:
-    names = {f"MADV_{name.upper()}": number for name, number in memory.ADVICE.items()}
+    names = {f"MADV_{name.upper()}": number for name, number in backing.ADVICE.items()}
     assert numbers(list(names), ["<asm/mman.h>"], tmp_path) == names
 
 
@@ -93,9 +96,139 @@ def test_protections_have_the_numbers_of_the_kernel(tmp_path: Path) -> None:
     assert list(said.values()) == [memory.PROTECTION[n] for n in ("none", "read", "readwrite")]
 
 
-def test_move_pages_has_the_number_of_the_kernel(tmp_path: Path) -> None:
-    name = "__NR_move_pages"
-    assert numbers([name], ["<asm/unistd_64.h>"], tmp_path) == {name: agent._MOVE_PAGES}
+def test_system_calls_have_the_numbers_of_the_kernel(tmp_path: Path) -> None:
+    names = {f"__NR_{name}": number for name, number in system.NUMBERS.items()}
+    assert numbers(list(names), ["<asm/unistd_64.h>"], tmp_path) == names
+
+
+@pytest.mark.parametrize(
+    ("header", "names"),
+    [
+        (
+            "<linux/mman.h>",
+            {
+                "MAP_SHARED": backing._SHARED,
+                "MAP_PRIVATE": backing._PRIVATE,
+                "MAP_FIXED": backing._FIXED,
+                "MAP_ANONYMOUS": backing._ANONYMOUS,
+                "MAP_NORESERVE": backing._NORESERVE,
+                "MAP_HUGETLB": backing._HUGETLB,
+                "MAP_HUGE_2MB": backing._HUGE_2MB,
+                "MS_SYNC": memory._MS_SYNC,
+                "MREMAP_MAYMOVE": memory._MREMAP_MAYMOVE,
+                "MREMAP_FIXED": memory._MREMAP_FIXED,
+                "MREMAP_DONTUNMAP": memory._MREMAP_DONTUNMAP,
+            },
+        ),
+        ("<linux/memfd.h>", {"MFD_CLOEXEC": backing._MFD_CLOEXEC}),
+        (
+            "<linux/falloc.h>",
+            {
+                "FALLOC_FL_KEEP_SIZE": memory._KEEP_SIZE,
+                "FALLOC_FL_PUNCH_HOLE": memory._PUNCH_HOLE,
+            },
+        ),
+        ("<linux/mempolicy.h>", {"MPOL_MF_MOVE": race._MPOL_MF_MOVE}),
+    ],
+)
+def test_flags_have_the_values_of_the_kernel(
+    tmp_path: Path, header: str, names: dict[str, int]
+) -> None:
+    # An enumerator is no macro; the parentheses make it an expression.
+    said = numbers([f"({name})" for name in names], [header], tmp_path)
+    assert said == {f"({name})": value for name, value in names.items()}
+
+
+def test_userfaultfd_has_the_numbers_of_the_kernel(tmp_path: Path) -> None:
+    features = {
+        "UFFD_FEATURE_PAGEFAULT_FLAG_WP": userfault.FEATURES["write-protect"],
+        "UFFD_FEATURE_WP_HUGETLBFS_SHMEM": userfault.FEATURES["write-protect-files"],
+        "UFFD_FEATURE_MOVE": userfault.FEATURES["move"],
+    }
+    assert len(features) == len(userfault.FEATURES)
+    names = {
+        "UFFD_API": userfault._API_VERSION,
+        "UFFDIO_API": userfault._API,
+        "UFFDIO_REGISTER": userfault._REGISTER,
+        "UFFDIO_UNREGISTER": userfault._UNREGISTER,
+        "UFFDIO_MOVE": userfault._MOVE,
+        "UFFDIO_WRITEPROTECT": userfault._WRITEPROTECT,
+        "UFFDIO_REGISTER_MODE_MISSING": userfault._MODE_MISSING,
+        "UFFDIO_REGISTER_MODE_WP": userfault._MODE_WP,
+        "UFFDIO_WRITEPROTECT_MODE_WP": int(True),
+        "UFFD_EVENT_PAGEFAULT": userfault._EVENT_PAGEFAULT,
+        **features,
+    }
+    said = numbers(list(names), ["<linux/ioctl.h>", "<linux/userfaultfd.h>"], tmp_path)
+    assert said == {name: names[name] for name in said}
+    assert said.keys() >= names.keys() - {"UFFDIO_MOVE", "UFFD_FEATURE_MOVE"}, "those are of v6.8"
+
+
+def test_userfaultfd_speaks_in_the_structures_of_the_kernel(tmp_path: Path) -> None:
+    # Each is as long as what is packed for it, and has its words in the order of the packing.
+    expected = {
+        "sizeof(struct uffdio_api)": struct.calcsize("<QQQ"),
+        "sizeof(struct uffdio_register)": struct.calcsize("<QQQQ"),
+        "offsetof(struct uffdio_register, mode)": 16,
+        "sizeof(struct uffdio_range)": struct.calcsize("<QQ"),
+        "sizeof(struct uffdio_writeprotect)": struct.calcsize("<QQQ"),
+        "offsetof(struct uffdio_writeprotect, mode)": 16,
+        "sizeof(struct uffd_msg)": userfault._MESSAGE_BYTES,
+        "offsetof(struct uffd_msg, event)": 0,
+        "offsetof(struct uffd_msg, arg.pagefault.address)": 16,
+    }
+    assert numbers(list(expected), ["<linux/userfaultfd.h>"], tmp_path) == expected
+
+
+def test_pages_that_userfaultfd_moves_are_said_as_the_kernel_says_it(tmp_path: Path) -> None:
+    header = "<linux/userfaultfd.h>"
+    if not numbers(["UFFDIO_MOVE"], [header], tmp_path):
+        pytest.skip("These kernel headers have no UFFDIO_MOVE, which came with v6.8.")
+    order = ("dst", "src", "len", "mode", "move")
+    expected = {f"offsetof(struct uffdio_move, {name})": 8 * n for n, name in enumerate(order)}
+    expected["sizeof(struct uffdio_move)"] = struct.calcsize("<QQQQq")
+    assert numbers(list(expected), [header], tmp_path) == expected
+
+
+def test_statistics_are_laid_out_as_in_the_kernel(tmp_path: Path) -> None:
+    header = ("flags", "name_size", "num_desc", "id_offset", "desc_offset", "data_offset")
+    expected = {f"offsetof(struct kvm_stats_header, {name})": 4 * n
+                for n, name in enumerate(header)}  # fmt: skip
+    places = {"flags": 0, "exponent": 4, "size": 6, "offset": 8, "bucket_size": 12, "name": 16}
+    expected |= {f"offsetof(struct kvm_stats_desc, {name})": at for name, at in places.items()}
+    assert numbers(list(expected), ["<linux/kvm.h>"], tmp_path) == expected
+
+
+def test_counters_are_read_by_name_and_histograms_left_out() -> None:
+    fd = statistics_file({"exits": [7], "halts": [1, 2, 3], "pages_4k": [(1 << 64) - 1]})
+    statistics = kvm.Statistics(fd)
+    assert statistics.read() == {"exits": 7, "pages_4k": (1 << 64) - 1}
+    statistics.close()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)
+
+
+def test_counters_are_read_anew_each_time() -> None:
+    fd = statistics_file({"exits": [7], "other": [8]})
+    statistics = kvm.Statistics(fd)
+    assert statistics.fd == fd
+    os.pwrite(fd, struct.pack("<Q", 9), os.fstat(fd).st_size - 16)
+    assert statistics.read() == {"exits": 9, "other": 8}
+    statistics.close()
+
+
+def test_the_counters_of_a_vm_are_behind_its_descriptor(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, int]] = []
+
+    def ioctl_number(fd: int, request: int, argument: int = 0) -> int:
+        asked.append((fd, request))
+        return statistics_file({"exits": [7]})
+
+    monkeypatch.setattr(kvm, "ioctl_number", ioctl_number)
+    statistics = kvm.Statistics.of(33)
+    assert asked == [(33, kvm.GET_STATS_FD)]
+    assert statistics.read() == {"exits": 7}
+    statistics.close()
 
 
 def test_a_failed_ioctl_says_why() -> None:

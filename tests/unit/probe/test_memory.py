@@ -4,21 +4,26 @@
 from __future__ import annotations
 
 import base64
+import ctypes
+import os
 import re
 import signal
+import tempfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pytest
 from forked import in_child, signal_of
 
 from harness.probe import memory
-from harness.probe.layout import LARGE_PAGE_BYTES, PAGE_BYTES, PAGE_WORDS
+from harness.probe.layout import PAGE_BYTES, PAGE_WORDS
 from harness.probe.memory import Memory
 
 PRESENT = 1 << 63
+_Answer = TypeVar("_Answer")
 
 
 def unpacked(text: str) -> bytes:
@@ -45,21 +50,6 @@ def flags_of(address: int) -> list[str]:
     raise AssertionError(f"nothing is mapped at {address:#x}")
 
 
-@pytest.mark.parametrize("pages", [1, 3, 511, 512, 513, 2048])
-def test_memory_is_aligned_and_not_a_page_more_than_asked_for(pages: int) -> None:
-    def run() -> tuple[int, int]:
-        before = address_space_pages()
-        start = memory.map_anonymous(pages * PAGE_BYTES)
-        return start % LARGE_PAGE_BYTES, address_space_pages() - before
-
-    assert in_child(run) == (0, pages)
-
-
-def test_memory_that_cannot_be_had_is_an_os_error() -> None:
-    with pytest.raises(OSError, match="Cannot allocate memory"):
-        memory.map_anonymous(1 << 60)
-
-
 @pytest.mark.parametrize(
     ("first", "pages"), [(-1, 1), (0, 0), (0, -1), (0, 9), (8, 1), (7, 2), (1 << 60, 1)]
 )
@@ -77,6 +67,14 @@ def test_no_range_reaches_beyond_the_memory(first: int, pages: int) -> None:
             lambda: ours.poke(first, pages, 0, 1),
             lambda: ours.pagemap(first, pages),
             lambda: ours.mincore(first, pages),
+            lambda: ours.replace(first, pages),
+            lambda: ours.move(first, pages),
+            lambda: ours.move_back(first, pages, ours.hva),
+            lambda: ours.remap_file_pages(first, pages, 0),
+            lambda: ours.punch(first, pages),
+            lambda: ours.allocate(first, pages),
+            lambda: ours.msync(first, pages),
+            lambda: ours.stored(first, pages, 0),
         ):
             try:
                 call()
@@ -85,7 +83,7 @@ def test_no_range_reaches_beyond_the_memory(first: int, pages: int) -> None:
         return said
 
     said = in_child(run)
-    assert len(said) == 9
+    assert len(said) == 17
     assert set(said) == {f"pages {first}+{pages} are not all within the 8 pages"}
 
 
@@ -240,6 +238,232 @@ def test_what_the_kernel_refuses_is_an_os_error() -> None:
         return said
 
     assert in_child(run) == ["Cannot allocate memory"] * 3
+
+
+# Memory that moves.
+
+
+def test_a_range_that_is_moved_leaves_a_hole_and_keeps_its_content() -> None:
+    def run() -> tuple[list[int], bool, list[bool]]:
+        ours = Memory(8)
+        ours.poke(0, 8, 0, 9)
+        ours.poke(3, 1, 0, 4)
+        address = ours.move(2, 3)
+        there = [ctypes.c_uint64.from_address(address + n * PAGE_BYTES).value for n in range(3)]
+        outside = not ours.hva <= address < ours.hva + 8 * PAGE_BYTES
+        return there, outside, [mapped_at(ours, page) for page in range(8)]
+
+    there, outside, mapped = in_child(run)
+    assert there == [9, 4, 9]
+    assert outside
+    assert mapped == [True, True, False, False, False, True, True, True]
+
+
+def mapped_at(ours: Memory, page: int) -> bool:
+    """Whether anything is mapped at a page, touched or not."""
+    try:
+        ours.mincore(page, 1)
+    except OSError:
+        return False
+    return True
+
+
+def test_a_range_that_is_moved_can_leave_a_mapping_without_pages() -> None:
+    def run() -> tuple[list[int], int, list[bool]]:
+        ours = Memory(4)
+        ours.poke(0, 4, 0, 9)
+        address = ours.move(1, 2, leaving=True)
+        there = present(ours, 0, 4)
+        return ours.peek(0, 4, 0), ctypes.c_uint64.from_address(address).value, there
+
+    assert in_child(run) == ([9, 0, 0, 9], 9, [True, False, False, True])
+
+
+def test_what_was_moved_away_comes_back() -> None:
+    def run() -> list[int]:
+        ours = Memory(4)
+        for page in range(4):
+            ours.poke(page, 1, 0, page + 1)
+        address = ours.move(1, 2)
+        ours.move_back(1, 2, address)
+        return ours.peek(0, 4, 0)
+
+    assert in_child(run) == [1, 2, 3, 4]
+
+
+def test_memory_that_was_moved_as_a_whole_is_followed() -> None:
+    def run() -> tuple[bool, list[int], int]:
+        ours = Memory(4)
+        ours.poke(0, 4, 0, 9)
+        old = ours.hva
+        address = ours.move(0, 4)
+        ours.follow(address)
+        return ours.hva != old, ours.peek(0, 4, 0), ours.span(1, 1)[0] - address
+
+    assert in_child(run) == (True, [9] * 4, PAGE_BYTES)
+
+
+def test_memory_shrinks_and_grows_where_it_is() -> None:
+    def run() -> tuple[list[bool], list[int]]:
+        ours = Memory(8)
+        ours.poke(0, 8, 0, 9)
+        ours.resize(8, 3)
+        small = [mapped_at(ours, page) for page in range(8)]
+        ours.resize(3, 8)
+        return small, ours.peek(0, 8, 0)
+
+    assert in_child(run) == ([True] * 3 + [False] * 5, [9] * 3 + [0] * 5)
+
+
+def test_memory_does_not_grow_beyond_what_it_was() -> None:
+    def run() -> str:
+        ours = Memory(8)
+        try:
+            ours.resize(8, 9)
+        except ValueError as error:
+            return str(error)
+        return "it grew"
+
+    assert in_child(run) == "pages 0+9 are not all within the 8 pages"
+
+
+# Memory of files.
+
+
+def on_disk(run: Callable[[Memory], _Answer], path: Path, backing: str = "file-shared") -> _Answer:
+    """What a function says of memory of a file of eight pages, numbered from 1 on."""
+
+    def numbered() -> _Answer:
+        ours = Memory(8, backing, str(path))
+        for page in range(8):
+            ours.poke(page, 1, 0, page + 1)
+        return run(ours)
+
+    return in_child(numbered)
+
+
+def test_a_range_can_show_other_pages_of_its_file(tmp_path: Path) -> None:
+    def run(ours: Memory) -> list[int]:
+        ours.remap_file_pages(1, 2, 5)
+        ours.poke(2, 1, 0, 77)
+        return ours.peek(0, 8, 0)
+
+    # Page 2 shows page 6 of the file now, which is written through either.
+    assert on_disk(run, tmp_path / "file") == [1, 6, 77, 4, 5, 6, 77, 8]
+
+
+@pytest.mark.parametrize("backing", ["file-shared", "memfd"])
+def test_memory_beyond_the_end_of_its_file_is_out_of_reach(tmp_path: Path, backing: str) -> None:
+    def touch(page: int) -> Callable[[], None]:
+        def run() -> None:
+            ours = Memory(8, backing, str(tmp_path / f"file{page}"))
+            ours.poke(0, 8, 0, 1)
+            ours.truncate(4)
+            ours.peek(page, 1, 0)
+
+        return run
+
+    assert signal_of(touch(3)) == 0
+    assert signal_of(touch(4)) == signal.SIGBUS
+
+
+@pytest.mark.parametrize("backing", ["file-shared", "memfd"])
+def test_a_file_that_grew_again_is_zero_where_it_was_cut(tmp_path: Path, backing: str) -> None:
+    def run(ours: Memory) -> list[int]:
+        ours.truncate(5)
+        ours.truncate(8)
+        return ours.peek(0, 8, 0)
+
+    assert on_disk(run, tmp_path / "file", backing) == [1, 2, 3, 4, 5, 0, 0, 0]
+
+
+@pytest.mark.parametrize("backing", ["file-shared", "memfd"])
+def test_a_hole_is_zero_and_can_be_filled_again(tmp_path: Path, backing: str) -> None:
+    def run(ours: Memory) -> tuple[list[int], list[int], list[int]]:
+        blocks = [os.fstat(ours._fd).st_blocks]
+        ours.punch(2, 3)
+        blocks.append(os.fstat(ours._fd).st_blocks)
+        hole = ours.peek(0, 8, 0)
+        ours.allocate(2, 3)
+        blocks.append(os.fstat(ours._fd).st_blocks)
+        ours.poke(3, 1, 0, 9)
+        return hole, blocks, ours.peek(0, 8, 0)
+
+    try:
+        hole, blocks, filled = on_disk(run, tmp_path / "file", backing)
+    except AssertionError as error:
+        if "Operation not supported" in str(error):
+            pytest.skip("The file system of the temporary directory punches no holes.")
+        raise
+    assert hole == [1, 2, 0, 0, 0, 6, 7, 8]
+    assert filled == [1, 2, 0, 9, 0, 6, 7, 8]
+    assert blocks[1] < blocks[0], "or there is no hole"
+    assert blocks[2] > blocks[1], "or there is no room"
+
+
+def test_private_copies_stay_when_their_file_loses_its_pages(tmp_path: Path) -> None:
+    def run(ours: Memory) -> list[int]:
+        ours.punch(0, 8)
+        return ours.peek(0, 8, 0)
+
+    assert on_disk(run, tmp_path / "file", "file-private") == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
+@pytest.mark.parametrize("how", ["msync", "fsync"])
+def test_what_is_synchronized_stands_on_the_disk(tmp_path: Path, how: str) -> None:
+    def run(ours: Memory) -> tuple[list[int], list[int]]:
+        if how == "msync":
+            ours.msync(0, 8)
+        else:
+            ours.fsync()
+        return ours.stored(0, 8, 0), ours.stored(2, 3, 0)
+
+    assert on_disk(_unless_direct(run), tmp_path / "file") == (
+        [1, 2, 3, 4, 5, 6, 7, 8],
+        [3, 4, 5],
+    )
+
+
+def test_what_is_written_to_private_memory_never_stands_on_the_disk(tmp_path: Path) -> None:
+    def run(ours: Memory) -> list[int]:
+        ours.msync(0, 8)
+        ours.fsync()
+        return ours.stored(0, 8, 0)
+
+    assert on_disk(_unless_direct(run), tmp_path / "file", "file-private") == [0] * 8
+
+
+def test_each_word_of_a_stored_page_can_be_read(tmp_path: Path) -> None:
+    def run(ours: Memory) -> list[list[int]]:
+        for word in (1, 511):
+            ours.poke(5, 1, word, word)
+        ours.fsync()
+        return [ours.stored(4, 2, word) for word in (0, 1, 511)]
+
+    assert on_disk(_unless_direct(run), tmp_path / "file") == [[5, 6], [0, 1], [0, 511]]
+
+
+def test_a_file_that_is_too_short_has_no_such_words(tmp_path: Path) -> None:
+    def run(ours: Memory) -> str:
+        ours.truncate(4)
+        try:
+            ours.stored(2, 4, 0)
+        except OSError as error:
+            return str(error)
+        return "it was read"
+
+    said = on_disk(_unless_direct(run), tmp_path / "file")
+    assert f"only {2 * PAGE_BYTES} of {4 * PAGE_BYTES} bytes" in said
+
+
+def _unless_direct(run: Callable[[Memory], _Answer]) -> Callable[[Memory], _Answer]:
+    """The same, where files can be read past the page cache; tmpfs before v6.6 cannot."""
+    with tempfile.NamedTemporaryFile() as file:
+        try:
+            os.close(os.open(file.name, os.O_RDONLY | os.O_DIRECT))
+        except OSError as error:
+            pytest.skip(f"The temporary directory cannot be read with O_DIRECT: {error.strerror}.")
+    return run
 
 
 @pytest.mark.parametrize("what", ["mprotect", "madvise"])

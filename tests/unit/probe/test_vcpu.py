@@ -68,7 +68,8 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeKvm]:
     fake = FakeKvm()
     monkeypatch.setattr(kvm, "ioctl", fake.ioctl)
     monkeypatch.setattr(kvm, "ioctl_number", fake.ioctl_number)
-    monkeypatch.setattr(kvm, "Statistics", lambda fd: SimpleNamespace(read=dict))
+    statistics = SimpleNamespace(of=lambda fd: SimpleNamespace(read=dict))
+    monkeypatch.setattr(kvm, "Statistics", statistics)
     # As in run_vmm(): the signal of a kick is only there to interrupt.
     before = signal.signal(signal.SIGUSR1, lambda *_: None)
     yield fake
@@ -163,6 +164,58 @@ def test_a_patient_vcpu_tries_until_it_may(vcpu: vm.Vcpu, fake: FakeKvm) -> None
     assert (report["end"], report["refusals"]) == ("done", 3)
     fake.ends = [EXIT_IO]
     assert done(vcpu)["refusals"] == 0
+
+
+def test_refusals_can_be_counted_while_it_tries(vcpu: vm.Vcpu, fake: FakeKvm) -> None:
+    fake.ends = [-errno.EFAULT]
+    vcpu.order({"op": layout.OP_HAMMER, "patient": 1})
+    until = time.monotonic() + SECONDS
+    while vcpu.refusals < 3:
+        assert time.monotonic() < until
+        time.sleep(0.001)
+    fake.ends = [EXIT_IO]
+    report = vcpu.report(SECONDS)
+    assert report is not None
+    assert report["refusals"] == vcpu.refusals >= 3
+
+
+def test_a_homeless_vcpu_goes_on_where_there_is_no_memslot(vcpu: vm.Vcpu, fake: FakeKvm) -> None:
+    fake.ends = [EXIT_MMIO, EXIT_MMIO, EXIT_IO]
+    report = done(vcpu, homeless=1)
+    assert (report["end"], report["refusals"]) == ("done", 0)
+    assert fake.runs == 3
+    assert len(fake.registers) == 1, "it did not start over"
+
+
+def test_a_homeless_vcpu_that_is_not_patient_is_refused_like_any_other(
+    vcpu: vm.Vcpu, fake: FakeKvm
+) -> None:
+    fake.ends = [EXIT_MMIO, -errno.EFAULT, EXIT_IO]
+    report = done(vcpu, homeless=1)
+    assert (report["end"], report["how"]) == ("refused", "EFAULT")
+    fake.ends = [EXIT_MMIO, EXIT_IO]
+    assert done(vcpu, patient=1)["how"] == "KVM_EXIT_MMIO", "nor is a patient one homeless"
+
+
+def test_a_homeless_vcpu_can_be_kicked(vcpu: vm.Vcpu, fake: FakeKvm) -> None:
+    fake.ends = [EXIT_MMIO]
+    vcpu.order({"op": layout.OP_HAMMER, "homeless": 1})
+    until = time.monotonic() + SECONDS
+    while not fake.runs:
+        assert time.monotonic() < until
+        time.sleep(0.001)
+    vcpu.kick()
+    report = vcpu.report(SECONDS)
+    assert report is not None
+    assert report["end"] == "kicked"
+
+
+def test_manners_are_no_fields_of_the_mailbox(vcpu: vm.Vcpu) -> None:
+    names = {name for name, *_ in layout.Mailbox._fields_}
+    assert not vm._MANNERS & names
+    report = done(vcpu, patient=1, homeless=1, seed=5)
+    assert report["seed"] == 5
+    assert not vm._MANNERS & vars(vcpu.mailbox).keys()
 
 
 def test_a_patient_vcpu_can_be_kicked(vcpu: vm.Vcpu, fake: FakeKvm) -> None:

@@ -105,13 +105,14 @@ def start(payload: bytes, tmp_path: Path) -> Iterator[Callable[..., Vmm]]:
         pytest.skip(f"/dev/kvm cannot be opened here: {error.strerror}.")
     with contextlib.ExitStack() as stack:
 
-        def make(vcpus: int = 1) -> Vmm:
+        def make(vcpus: int = 1, backing: str = "anon") -> Vmm:
             ours, theirs = socket.socketpair()
             pid = os.fork()
             if pid == 0:
                 with contextlib.suppress(BaseException):
                     ours.close()
-                    vmm.run_vmm(theirs, str(tmp_path), PAGES, vcpus, payload)
+                    path = str(tmp_path / "file")
+                    vmm.run_vmm(theirs, str(tmp_path), PAGES, vcpus, payload, backing, path)
                 os._exit(1)
             theirs.close()
             stack.callback(_end, pid, ours)
@@ -146,6 +147,7 @@ def test_a_vmm_says_where_things_are_and_enters_its_cgroup(guest: Vmm) -> None:
     assert facts["gpa"] == layout.MEMORY_GPA
     assert facts["hva"] % layout.LARGE_PAGE_BYTES == 0
     assert "kvm-vm" in str(Path(f"/proc/{guest.pid}/fd/{facts['vm_fd']}").readlink())
+    assert "stats" in str(Path(f"/proc/{guest.pid}/fd/{facts['statistics_fd']}").readlink())
     assert (guest.cgroup / "cgroup.procs").read_text() == str(guest.pid)
 
 
@@ -359,6 +361,134 @@ def test_a_child_has_its_own_copy_and_the_guest_stays_with_the_parent(filled: Vm
     assert filled.read(0, 3, word=2) == [old[0], 2, 3]
     assert filled.ask("peek", first=0, pages=3, word=2) == [old[0], 2, 3]
     assert filled.ask("end_child", name="one") == 0
+
+
+# Other kinds of memory.
+
+
+@pytest.mark.parametrize("backing", ["thp", "memfd", "file-shared", "file-private", "ksm"])
+def test_a_guest_runs_on_each_kind_of_memory(start: Callable[..., Vmm], backing: str) -> None:
+    guest = start(backing=backing)
+    assert guest.read(0, PAGES, word=2) == [0] * PAGES
+    guest.done(OP_FILL)
+    assert guest.done(OP_CHECK)["bad"] == 0
+    expected = [pattern(SEED, page, 2) for page in range(PAGES)]
+    assert guest.ask("peek", first=0, pages=PAGES, word=2) == expected
+
+
+def test_what_the_guest_writes_is_in_the_file(start: Callable[..., Vmm], tmp_path: Path) -> None:
+    guest = start(backing="file-shared")
+    guest.done(OP_WRITE, 3, 2, word=1, seed=7)
+    words = np.fromfile(tmp_path / "file", np.uint64).reshape(PAGES, layout.PAGE_WORDS)
+    assert np.flatnonzero(words[:, 1] == 7).tolist() == [3, 4]
+
+
+def test_what_the_guest_writes_to_private_memory_is_not_in_the_file(
+    start: Callable[..., Vmm], tmp_path: Path
+) -> None:
+    guest = start(backing="file-private")
+    guest.done(OP_WRITE, 3, 2, word=1, seed=7)
+    assert not np.fromfile(tmp_path / "file", np.uint64).any()
+
+
+def test_a_hole_in_the_file_is_zero_for_the_guest(start: Callable[..., Vmm]) -> None:
+    guest = start(backing="memfd")
+    guest.done(OP_FILL)
+    guest.ask("punch", first=8, pages=2)
+    assert guest.read(7, 4, word=2) == [pattern(SEED, 7, 2), 0, 0, pattern(SEED, 10, 2)]
+
+
+def test_memory_beyond_the_end_of_its_file_is_refused(start: Callable[..., Vmm]) -> None:
+    guest = start(backing="memfd")
+    guest.done(OP_FILL)
+    guest.ask("truncate", pages=100)
+    guest.refused(OP_CHECK, page=100)
+    assert guest.done(OP_CHECK, 0, 100)["bad"] == 0
+
+
+def test_the_memslot_follows_memory_that_moved(filled: Vmm) -> None:
+    address = filled.ask("move", first=0, pages=PAGES)
+    filled.refused(OP_CHECK, page=0)
+    filled.ask("follow", address=address)
+    assert filled.done(OP_CHECK)["bad"] == 0
+
+
+# Races, aliases and userfaultfd with a real vcpu; what they do wrong is told by fakes elsewhere.
+
+
+@pytest.mark.parametrize("kind", ["discard", "discard-all", "punch", "fork", "pageout"])
+def test_a_race_is_played_against_a_vcpu_in_full_run(start: Callable[..., Vmm], kind: str) -> None:
+    guest = start(backing="memfd" if kind == "punch" else "anon")
+    guest.done(OP_FILL)
+    guest.order(OP_HAMMER, 33, 1, word=0, patient=1)
+    guest.await_progress("done", 1)
+    played = guest.ask("race", kind=kind, vcpu=0, page=33, rounds=5, seconds=SECONDS)
+    assert played == {"rounds": 5, "lost": 0}
+    guest.ask("stop", vcpu=0)
+    assert guest.report()["end"] == "done"
+
+
+@pytest.mark.parametrize("kind", ["protect", "move"])
+def test_a_race_awaits_that_the_vcpu_is_refused(start: Callable[..., Vmm], kind: str) -> None:
+    guest = start()
+    guest.done(OP_FILL)
+    guest.order(OP_HAMMER, 33, 1, word=0, patient=1)
+    guest.await_progress("done", 1)
+    played = guest.ask("race", kind=kind, vcpu=0, page=33, rounds=5, seconds=1.0)
+    early = guest.ask("report", vcpu=0, seconds=0)
+    if early and early["how"] == "KVM_EXIT_MMIO":
+        pytest.skip("This machine's KVM gives refused accesses to the VMM as MMIO.")
+    assert played == {"rounds": 5, "lost": 0}
+    guest.ask("stop", vcpu=0)
+    report = guest.report()
+    assert (report["end"], report["bad"]) == ("done", 0)
+    assert report["refusals"] >= 5
+
+
+def test_a_vcpu_goes_on_through_an_alias_that_comes_and_goes(start: Callable[..., Vmm]) -> None:
+    guest = start(vcpus=2)
+    guest.done(OP_FILL)
+    guest.ask("begin_aliasing")
+    guest.order(OP_HAMMER, vcpu=1, word=1, seed=0, patient=1, alias=1, homeless=1)
+    guest.order(OP_HAMMER, vcpu=0, word=0, seed=1, patient=1)
+    for vcpu in (0, 1):
+        guest.await_progress("rounds", 2, vcpu)
+    assert guest.ask("end_aliasing") >= 1
+    for vcpu in (0, 1):
+        guest.ask("stop", vcpu=vcpu)
+        report = guest.report(vcpu)
+        assert report["end"] == "done"
+        # What the other read while there was no memslot is nothing, and no error.
+        assert vcpu == 1 or report["bad"] == 0
+    assert guest.done(OP_CHECK)["bad"] == 0
+
+
+def protected(guest: Vmm, first: int, pages: int) -> None:
+    """Write-protect a range through userfaultfd, where that can be done."""
+    wanted = {"first": first, "pages": pages, "features": ["write-protect"]}
+    answer = guest.answer("protect_by_userfault", **wanted)
+    if "error" in answer:
+        pytest.skip(f"userfaultfd cannot protect here: {answer['error']['text']}.")
+
+
+def test_a_vcpu_waits_where_userfaultfd_protects_until_it_is_let(filled: Vmm) -> None:
+    protected(filled, 32, 64)
+    assert filled.done(OP_CHECK)["bad"] == 0
+    assert filled.ask("faults") == []
+    for page in (40, 95, 100):
+        filled.done(OP_WRITE, page, 1, word=3, seed=9)
+    assert filled.ask("faults") == [8, 63]
+    assert filled.ask("peek", first=40, pages=1, word=3) == [9]
+    filled.ask("end_protection")
+    filled.done(OP_WRITE, word=3, seed=10)
+    assert filled.ask("peek", first=0, pages=PAGES, word=3) == [10] * PAGES
+
+
+def test_pages_that_userfaultfd_moves_are_zero_for_the_guest(filled: Vmm) -> None:
+    answer = filled.answer("move_by_userfault", first=8, pages=2)
+    if "error" in answer:
+        pytest.skip(f"UFFDIO_MOVE cannot be used here: {answer['error']['text']}.")
+    assert filled.read(7, 4, word=2) == [pattern(SEED, 7, 2), 0, 0, pattern(SEED, 10, 2)]
 
 
 def test_counters_count(filled: Vmm) -> None:

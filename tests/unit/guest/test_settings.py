@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Switches of a host's kernel: set, put back, and said to be missing where there are none."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from fake_session import FakeClock, Request, session_with
+
+from harness.errors import OracleUnavailable, Violation
+from harness.guest import settings as module
+from harness.guest.session import Session
+from harness.guest.settings import (
+    failing_allocations,
+    merged_pages,
+    merging,
+    multigenerational,
+    no_swap,
+    numa_balancing,
+    settings,
+)
+
+KSM = "/sys/kernel/mm/ksm"
+LRU = "/sys/kernel/mm/lru_gen/enabled"
+NUMA = "/sys/kernel/debug/sched/numa_balancing"
+SWAPS = """\
+Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority
+/dev/vdb                                partition\t1048572\t\t0\t\t-2
+/var/swap                               file\t\t524284\t\t0\t\t-3
+"""
+
+
+class Files:
+    """An agent of a host that is nothing but files; ``log`` is what was done, in order."""
+
+    def __init__(self, files: dict[str, str]) -> None:
+        self.files = dict(files)
+        self.log: list[tuple[str, str]] = []
+
+    def __call__(self, request: Request) -> Any:
+        if request["op"] == "all":
+            return {"ok": [self(each) for each in request["requests"]]}
+        return {"ok": self._value(request)}
+
+    def _value(self, request: Request) -> Any:
+        op, path = request["op"], request["path"]
+        if op == "exists":
+            return path in self.files
+        if op == "read":
+            return self.files[path]
+        if op == "write":
+            assert path in self.files
+            self.files[path] = request["text"]
+            self.log.append((path, request["text"]))
+        else:
+            assert op in ("swapon", "swapoff")
+            self.log.append((op, path))
+        return None
+
+
+def host(files: dict[str, str], pace: float = 1.0) -> tuple[Session, Files]:
+    agent = Files(files)
+    return session_with(agent, pace)[0], agent
+
+
+def test_settings_last_as_long_as_their_context() -> None:
+    before = {"/a": "1\n", "/b": "2\n"}
+    ours, agent = host(before)
+    with settings(ours, {"/a": "7", "/b": "8"}, "of it"):
+        assert agent.files == {"/a": "7", "/b": "8"}
+    assert agent.files == before
+
+
+@pytest.mark.parametrize("missing", ["/a", "/b"])
+def test_a_setting_that_is_missing_is_said_and_the_others_are_put_back(missing: str) -> None:
+    before = {path: "1\n" for path in ("/a", "/b") if path != missing}
+    ours, agent = host(before)
+    with (
+        pytest.raises(OracleUnavailable, match=f"The host's kernel has no of it: no {missing}"),
+        settings(ours, {"/a": "7", "/b": "8"}, "of it"),
+    ):
+        pytest.fail("it was not said")
+    assert agent.files == before, "the next test gets the same host"
+
+
+Switch = Callable[[Session], contextlib.AbstractContextManager[None]]
+
+SWITCHES: dict[str, tuple[Switch, dict[str, str]]] = {
+    "NUMA balancing": (
+        numa_balancing,
+        {
+            f"{NUMA}/scan_delay_ms": "1",
+            f"{NUMA}/scan_period_min_ms": "10",
+            f"{NUMA}/scan_period_max_ms": "20",
+            "/proc/sys/kernel/numa_balancing": "1",
+        },
+    ),
+    "fault injection": (
+        failing_allocations,
+        {
+            "/sys/kernel/debug/failslab/ignore-gfp-wait": "N",
+            "/sys/kernel/debug/failslab/verbose": "0",
+            "/sys/kernel/debug/fail_page_alloc/ignore-gfp-wait": "N",
+            "/sys/kernel/debug/fail_page_alloc/verbose": "0",
+        },
+    ),
+    "multi-generational LRU": (lambda ours: multigenerational(ours, on=True), {LRU: "y"}),
+    "classic LRU": (lambda ours: multigenerational(ours, on=False), {LRU: "n"}),
+}
+
+
+@pytest.mark.parametrize("what", SWITCHES)
+def test_each_switch_is_set_and_put_back(what: str) -> None:
+    switch, wanted = SWITCHES[what]
+    before = dict.fromkeys(wanted, "as before\n")
+    ours, agent = host(before)
+    with switch(ours):
+        assert agent.files == wanted
+    assert agent.files == before
+
+
+@pytest.mark.parametrize("what", [what for what in SWITCHES if what != "classic LRU"])
+def test_a_kernel_without_the_switch_is_said_to_lack_it(what: str) -> None:
+    switch, wanted = SWITCHES[what]
+    for missing in wanted:
+        ours, _ = host({path: "" for path in wanted if path != missing})
+        with pytest.raises(OracleUnavailable, match=f"has no {what}: no {missing}"), switch(ours):
+            pytest.fail("it was not said")
+
+
+def test_a_kernel_that_knows_only_the_classic_lru_has_it() -> None:
+    ours, agent = host({})
+    with multigenerational(ours, on=False):
+        pass
+    assert agent.log == []
+
+
+# KSM.
+
+
+def ksm(**files: str) -> dict[str, str]:
+    knobs = {"sleep_millisecs": "20\n", "pages_to_scan": "100\n", "merge_across_nodes": "1\n"}
+    return {f"{KSM}/{name}": value for name, value in {"run": "0\n", **knobs, **files}.items()}
+
+
+def test_merging_runs_with_its_knobs_set_and_stops_before_they_are_put_back() -> None:
+    ours, agent = host(ksm())
+    with merging(ours):
+        assert agent.files == ksm(
+            run="1", sleep_millisecs="0", pages_to_scan="4096", merge_across_nodes="1"
+        )
+        assert agent.log[-1] == (f"{KSM}/run", "1"), "not before it is to be as fast as it can"
+        begun = len(agent.log)
+    assert agent.log[begun] == (f"{KSM}/run", "0")
+    assert agent.files == ksm(run="0")
+
+
+def test_a_kernel_without_ksm_is_said_to_lack_it() -> None:
+    ours, _ = host({})
+    with pytest.raises(OracleUnavailable, match="has no KSM"), merging(ours):
+        pytest.fail("it was not said")
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
+    clock = FakeClock()
+    monkeypatch.setattr("harness.deadline.time", clock)
+    return clock
+
+
+def counting(shared: int, sharing: list[int], pace: float = 1.0) -> Session:
+    """A host on which KSM has merged so many pages, look by look; the last is repeated."""
+
+    def agent(request: Request) -> Any:
+        assert request["op"] == "all"
+        paths = [each["path"] for each in request["requests"]]
+        assert paths == [f"{KSM}/pages_shared", f"{KSM}/pages_sharing"]
+        now = sharing.pop(0) if len(sharing) > 1 else sharing[0]
+        return {"ok": [{"ok": f"{shared}\n"}, {"ok": f"{now}\n"}]}
+
+    return session_with(agent, pace)[0]
+
+
+@pytest.mark.usefixtures("clock")
+def test_merged_pages_are_those_that_share_and_those_that_are_shared() -> None:
+    sharing = [0, 50, 99, 100, 999]
+    assert merged_pages(counting(7, sharing), 107) == 107
+    assert sharing == [999], "no look more than it takes"
+
+
+@pytest.mark.parametrize("pace", [1.0, 3.0])
+def test_merging_that_does_not_come_about_is_counted_when_time_is_up(
+    clock: FakeClock, pace: float
+) -> None:
+    start = clock.now
+    assert merged_pages(counting(1, [5], pace), 107) == 6
+    assert module._KSM_SECONDS * pace <= clock.now - start <= module._KSM_SECONDS * pace + 2
+
+
+# Swap.
+
+
+def test_all_swap_is_off_while_the_context_is_open() -> None:
+    ours, agent = host({"/proc/swaps": SWAPS})
+    with no_swap(ours):
+        assert agent.log == [("swapoff", "/dev/vdb"), ("swapoff", "/var/swap")]
+    assert sorted(agent.log[2:]) == [("swapon", "/dev/vdb"), ("swapon", "/var/swap")]
+
+
+@pytest.mark.parametrize(
+    ("error", "back"),
+    [(OracleUnavailable("it lacks something"), True), (Violation("x", "y", "z"), False)],
+)
+def test_what_was_done_is_undone_where_the_host_is_kept(error: Exception, *, back: bool) -> None:
+    before = ksm(run="0") | {"/proc/swaps": SWAPS}
+    ours, agent = host(before)
+    with pytest.raises(type(error)), merging(ours), no_swap(ours):
+        raise error
+    assert (agent.files == before) is back
+    swaps = [(op, path) for op, path in agent.log if op in ("swapon", "swapoff")]
+    assert len(swaps) == (4 if back else 2)
+
+
+def test_a_host_without_swap_has_none_to_put_back() -> None:
+    ours, agent = host({"/proc/swaps": SWAPS.splitlines()[0] + "\n"})
+    with no_swap(ours):
+        pass
+    assert agent.log == []
