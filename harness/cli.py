@@ -20,10 +20,18 @@ from harness.errors import ExitCode, HarnessError, Interrupted
 from harness.guest.probe import probe_guest
 from harness.guest.session import session
 from harness.janitor import Janitor
+from harness.kernel import reference
+from harness.kernel.hunks import Status
+from harness.kernel.landmarks import release_of
+from harness.kernel.origin import source_of
+from harness.kernel.patches import described, try_out
+from harness.kernel.reference import FORMS
+from harness.kernel.series import STDIN, read_series, with_stdin
 from harness.machine import mmu
 from harness.machine.boot import boot as boot_host
 from harness.machine.shell import interact
 from harness.progress import Progress
+from harness.result.text import printable
 from harness.result.verdict import exit_code
 from harness.store import Store
 from harness.workbench import DEFAULT_KERNEL, Wish, host_spec, make_kernel, make_parts
@@ -31,13 +39,18 @@ from harness.workbench import DEFAULT_KERNEL, Wish, host_spec, make_kernel, make
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
+_kernel = click.option(
+    "--kernel", metavar="REF", default=DEFAULT_KERNEL, show_default=True, help=f"{FORMS}."
+)
+
+
 def _kernel_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """The options that say which kernel."""
     options: tuple[Decorator, ...] = (
-        click.option("--kernel", metavar="REF", default=DEFAULT_KERNEL, show_default=True,
-                     help="bzImage, source tree, deb:linux-source-V or deb:linux-image-V."),
+        _kernel,
         click.option("--patch", "patches", metavar="FILE", multiple=True,
-                     help="Apply a patch on top; may be repeated."),
+                     help="Apply on top: a diff, a mailbox, a quilt directory, or - for standard "
+                     "input; may be repeated."),
         click.option("--config", "fragments", metavar="FILE", multiple=True,
                      help="Add a configuration fragment; may be repeated."),
         click.option("--jobs", type=click.IntRange(1), help="For make; default: number of CPUs."),
@@ -92,6 +105,8 @@ def check(expression: str | None, tests: Sequence[str], **options: Any) -> int:
 
     TESTS are files or test ids; by default the whole suite.
     """
+    if str(STDIN) in options["patches"]:
+        options["patches"] = tuple(map(str, _patches(options["patches"], Store())))
     return plugin.check(expression, tests, _as_arguments(options))
 
 
@@ -118,7 +133,7 @@ def build(
 ) -> int:
     """Build a kernel, or find it in the store, and print where it is."""
     with _opened() as (_, store, progress):
-        wish = Wish(kernel, _paths(patches), _paths(fragments), control=control, jobs=jobs)
+        wish = Wish(kernel, _patches(patches, store), _paths(fragments), control=control, jobs=jobs)
         built, _ = make_kernel(wish, store, progress)
     click.echo(built.entry or built.image)
     return ExitCode.PASS
@@ -141,13 +156,13 @@ def boot(
     guest: bool,
 ) -> int:
     """Boot a kernel and give a shell on the host that runs it."""
-    wish = Wish(
-        kernel, _paths(patches), _paths(fragments), (mmu.parse(mode),), accel, control, jobs
-    )
+    modes = (mmu.parse(mode),)
     with contextlib.ExitStack() as stack:
         janitor, store, progress = stack.enter_context(_opened())
+        given = _patches(patches, store)
+        wish = Wish(kernel, given, _paths(fragments), modes, accel, control, jobs)
         parts = make_parts(wish, store, progress)
-        spec = host_spec(parts, wish.modes[0])
+        spec = host_spec(parts, modes[0])
         host = stack.enter_context(boot_host(spec, janitor.directory, parts.kernel, progress))
         if guest:
             agent = stack.enter_context(session(host, parts.probe))
@@ -159,6 +174,29 @@ def boot(
             )
         progress.note("The host is gone when this shell ends.")
         return interact(host)
+
+
+@command.command()
+@_kernel
+@click.argument("files", metavar="FILE...", nargs=-1, required=True)
+def patch(kernel: str, files: Sequence[str]) -> int:
+    """Try patches on kernel source, and say of every hunk what becomes of it.
+
+    FILE is a diff, a mailbox, a quilt directory, or - for standard input. The source is only read.
+    """
+    with _opened() as (janitor, store, progress):
+        series = read_series(_patches(files, store))
+        source = source_of(reference.parse(kernel), store, progress)
+        with source.peek(janitor.directory / "source") as read:
+            reports = try_out(series, read, janitor.directory / "patched")
+            release = release_of(read("Makefile")[1].decode(errors="replace"))
+    for report in reports:
+        click.echo("\n".join(map(printable, described(report, release))))
+    left = len(series) - len(reports)
+    if left:
+        click.echo(f"{left} more not tried, because they go on top of that.")
+    failed = reports[-1].status is Status.REJECTED
+    return ExitCode.UNTESTABLE if failed else ExitCode.PASS
 
 
 @command.command()
@@ -229,6 +267,11 @@ def _opened() -> Iterator[tuple[Janitor, Store, Progress]]:
 
 def _paths(names: Sequence[str]) -> tuple[Path, ...]:
     return tuple(map(Path, names))
+
+
+def _patches(names: Sequence[str], store: Store) -> tuple[Path, ...]:
+    """The paths of patches, of which one may be standard input."""
+    return with_stdin(_paths(names), sys.stdin.buffer.read, store)
 
 
 def _as_arguments(options: dict[str, Any]) -> list[str]:

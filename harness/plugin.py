@@ -76,6 +76,8 @@ def pytest_configure(config: pytest.Config) -> None:
             valid = ", ".join(accelerator.REQUESTS)
             given = config.getoption("--accel")
             raise UsageError(f"There is no accelerator {given!r}; choose one of {valid}.")
+        if "-" in config.getoption("--patch"):
+            raise UsageError("Standard input is pytest's own; use mmu-harness check --patch -.")
     except UsageError as error:
         raise pytest.UsageError(str(error)) from error
     control = config.getoption("--control")

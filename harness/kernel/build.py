@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.errors import BuildError, SourceError, UsageError
+from harness.errors import BuildError, UsageError
 from harness.kernel import kconfig, modules, prebuilt
 from harness.kernel.debian import Apt
 from harness.kernel.fragments import Request, merged, project_fragments, read_fragments
@@ -16,16 +16,10 @@ from harness.kernel.header import read_header
 from harness.kernel.make import Make, Toolchain, check_path, require_tools, toolchain
 from harness.kernel.model import Kernel as Kernel
 from harness.kernel.model import image_digest, read_config, require_kvm
-from harness.kernel.patches import patch_digest
-from harness.kernel.reference import (
-    DebianImage,
-    DebianSource,
-    ImageFile,
-    KernelReference,
-    SourceTree,
-)
-from harness.kernel.source import DebianSource as PackagedSource
-from harness.kernel.source import Source, UserTree
+from harness.kernel.origin import source_of
+from harness.kernel.reference import DebianImage, ImageFile, KernelReference
+from harness.kernel.series import Patch, read_series
+from harness.kernel.source import Source
 from harness.kernel.tree import BuildTree
 from harness.progress import Progress
 from harness.store import Store
@@ -57,21 +51,17 @@ def obtain(
     KernelUntestableError when there is no kernel to be had from this input, and those of
     InfrastructureError when it is not the input's fault.
     """
-    apt = Apt(store)
     if isinstance(reference, (ImageFile, DebianImage)):
         _refuse(reference, patches, fragments)
         if isinstance(reference, ImageFile):
             return prebuilt.from_image(reference, progress)
+        apt = Apt(store)
         package = apt.image(reference.version)
         return prebuilt.from_package(reference.text, package, apt, store, progress)
+    series = read_series(patches)
     requests = read_fragments((*project_fragments(), *fragments))
-    if isinstance(reference, DebianSource):
-        source: Source = PackagedSource(apt.source(reference.version), apt, progress)
-    elif isinstance(reference, SourceTree):
-        source = UserTree(reference, store)
-    else:
-        raise SourceError(f"{reference.text} is of a kind that cannot be built.")
-    build = _Build(source, patches, requests, store, progress, jobs or os.cpu_count() or 1)
+    source = source_of(reference, store, progress)
+    build = _Build(source, series, requests, store, progress, jobs or os.cpu_count() or 1)
     return build.kernel(reference.text)
 
 
@@ -81,7 +71,7 @@ class _Build:
     def __init__(
         self,
         source: Source,
-        patches: Sequence[Path],
+        patches: Sequence[Patch],
         requests: Sequence[Request],
         store: Store,
         progress: Progress,
@@ -122,7 +112,7 @@ class _Build:
         return {
             "recipe": _RECIPE,
             "source": self._source.digest,
-            "patches": [patch_digest(patch) for patch in self._patches],
+            "patches": [patch.digest for patch in self._patches],
             "config": {request.symbol: request.value for request in self._requests},
             "optional": sorted(r.symbol for r in self._requests if r.optional),
             "compiler": self._tools.compiler,

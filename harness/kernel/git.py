@@ -33,7 +33,7 @@ def in_checkout(directory: Path, *arguments: str) -> Completed:
     return _git((*settings, *arguments), directory, {"GIT_OPTIONAL_LOCKS": "0"})
 
 
-def outside_checkout(directory: Path, *arguments: str) -> Completed:
+def outside_checkout(directory: Path, *arguments: str, stdin: bytes | None = None) -> Completed:
     """Run git in a directory as if it lay in no repository; the status is not checked.
 
     Inside of a repository ``git apply`` silently skips files that are not below the current
@@ -44,7 +44,7 @@ def outside_checkout(directory: Path, *arguments: str) -> Completed:
         "GIT_CONFIG_NOSYSTEM": "1",
         "GIT_CONFIG_GLOBAL": "/dev/null",
     }
-    return _git(arguments, directory, environment)
+    return _git(arguments, directory, environment, stdin)
 
 
 def in_own(directory: Path, *arguments: str) -> Completed:
@@ -62,12 +62,18 @@ def in_own(directory: Path, *arguments: str) -> Completed:
     return _git((*settings, *arguments), directory, environment)
 
 
-def _git(arguments: tuple[str, ...], directory: Path, environment: dict[str, str]) -> Completed:
+def _git(
+    arguments: tuple[str, ...],
+    directory: Path,
+    environment: dict[str, str],
+    stdin: bytes | None = None,
+) -> Completed:
     unset = [word for name in _INHERITED for word in ("-u", name)]
     return run(
         ["env", *unset, require("git", "git"), *arguments],
         Deadline.after(_SECONDS, f"git {arguments[0]}"),
         cwd=directory,
         env={"LC_ALL": "C.UTF-8", **environment},
+        stdin=stdin,
         check=False,
     )

@@ -351,6 +351,98 @@ def test_a_booted_host_gets_a_shell_and_its_status_is_ours(
     ]  # fmt: skip
 
 
+# Trying patches.
+
+CHANGE = "--- a/Kconfig\n+++ b/Kconfig\n@@ -1 +1 @@\n-{}\n+new\n"
+
+
+@pytest.fixture
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory that passes for kernel source, and a cache of its own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    root = tmp_path / "my linux"
+    (root / "arch/x86").mkdir(parents=True)
+    (root / "Makefile").write_text("VERSION = 6\nPATCHLEVEL = 12\nSUBLEVEL = 3\n")
+    (root / "Kconfig").write_text("old\n")
+    (root / "arch/x86/Kconfig").write_text("")
+    return root
+
+
+def contents(root: Path) -> dict[str, tuple[bytes, int]]:
+    return {
+        str(path): (path.read_bytes(), path.stat().st_mtime_ns)
+        for path in root.rglob("*")
+        if path.is_file()
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "said"),
+    [
+        (CHANGE.format("old"), 0, ["Kconfig: applied", "hunk #1 (line 1) applied", "=> applied"]),
+        (CHANGE.format("no"), 125, ["hunk #1 (line 1) rejected", "=> rejected"]),
+        (CHANGE.format("new").replace("+new", "+old"), 0, ["=> already applied"]),
+        (
+            "mm: \x1b[31mred\n" + CHANGE.format("old").replace("a/Kconfig", "/dev/null")
+            .replace("-1 +1", "-0,0 +1").replace("-old\n", ""),
+            125,
+            ["mm: \\x1b[31mred", "=> not applicable: this tree already has Kconfig"],
+        ),
+    ],
+)  # fmt: skip
+def test_a_patch_is_tried_and_the_source_stays_as_it_is(
+    command: Command,
+    tree: Path,
+    capfd: pytest.CaptureFixture[str],
+    text: str,
+    code: int,
+    said: list[str],
+) -> None:
+    patch = tree.parent / "-x.patch"
+    patch.write_text(text)
+    before = contents(tree)
+    assert command("patch", "--kernel", str(tree), "--", str(patch)) == code
+    out = capfd.readouterr().out
+    assert all(words in out for words in said), out
+    assert contents(tree) == before
+
+
+def test_what_comes_after_a_rejected_patch_is_not_tried(
+    command: Command, tree: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tree.parent / "bad").write_text(CHANGE.format("no"))
+    words = [str(tree.parent / "bad")] * 3
+    assert command("patch", "--kernel", str(tree), *words) == 125
+    assert "2 more not tried" in capfd.readouterr().out
+
+
+def test_patches_need_source_and_files(
+    command: Command, tree: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert command("patch", "--kernel", str(tree)) == 201
+    assert command("patch", "--kernel", str(tree), str(tree / "none")) == 201
+    assert command("patch", "--kernel", str(tree), str(tree / "Kconfig")) == 125
+    assert "there is no diff in it" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["patch", "build", "check"])
+def test_a_patch_may_come_from_standard_input(
+    tree: Path, name: str, wishes: list[Wish], command: Command,
+    checked: list[tuple[str | None, list[str], list[str]]], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    text = CHANGE.format("old")
+    stdin = SimpleNamespace(buffer=SimpleNamespace(read=text.encode))
+    monkeypatch.setattr(sys, "stdin", stdin)
+    words = ("--", "-") if name == "patch" else ("--patch", "-")
+    assert command(name, "--kernel", str(tree), *words) == (125 if name == "check" else 0)
+    (kept,) = (tree.parent / "mmu-harness/patches").iterdir()
+    assert kept.read_text() == text
+    if name == "build":
+        assert wishes[0].patches == (kept,)
+    if name == "check":
+        assert f"--patch={kept}" in checked[0][2]
+
+
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 143)])
 def test_a_signal_ends_a_build_in_good_order(
     command: Command,
