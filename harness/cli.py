@@ -51,6 +51,7 @@ def _kernel_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--patch", "patches", metavar="FILE", multiple=True,
                      help="Apply on top: a diff, a mailbox, a quilt directory, or - for standard "
                      "input; may be repeated."),
+        click.option("--vmlinux", metavar="FILE", help="Debug information of a prebuilt kernel."),
         click.option("--config", "fragments", metavar="FILE", multiple=True,
                      help="Add a configuration fragment; may be repeated."),
         click.option("--jobs", type=click.IntRange(1), help="For make; default: number of CPUs."),
@@ -128,12 +129,20 @@ def build(
     kernel: str,
     patches: Sequence[str],
     fragments: Sequence[str],
+    vmlinux: str | None,
     jobs: int | None,
     control: str | None,
 ) -> int:
     """Build a kernel, or find it in the store, and print where it is."""
     with _opened() as (_, store, progress):
-        wish = Wish(kernel, _patches(patches, store), _paths(fragments), control=control, jobs=jobs)
+        wish = Wish(
+            kernel,
+            _patches(patches, store),
+            _paths(fragments),
+            control=control,
+            jobs=jobs,
+            vmlinux=_path(vmlinux),
+        )
         built, _ = make_kernel(wish, store, progress)
     click.echo(built.entry or built.image)
     return ExitCode.PASS
@@ -149,6 +158,7 @@ def boot(
     kernel: str,
     patches: Sequence[str],
     fragments: Sequence[str],
+    vmlinux: str | None,
     jobs: int | None,
     mode: str,
     accel: str,
@@ -160,7 +170,8 @@ def boot(
     with contextlib.ExitStack() as stack:
         janitor, store, progress = stack.enter_context(_opened())
         given = _patches(patches, store)
-        wish = Wish(kernel, given, _paths(fragments), modes, accel, control, jobs)
+        debug = _path(vmlinux)
+        wish = Wish(kernel, given, _paths(fragments), modes, accel, control, jobs, debug)
         parts = make_parts(wish, store, progress)
         spec = host_spec(parts, modes[0])
         host = stack.enter_context(boot_host(spec, janitor.directory, parts.kernel, progress))
@@ -267,6 +278,10 @@ def _opened() -> Iterator[tuple[Janitor, Store, Progress]]:
 
 def _paths(names: Sequence[str]) -> tuple[Path, ...]:
     return tuple(map(Path, names))
+
+
+def _path(name: str | None) -> Path | None:
+    return None if name is None else Path(name)
 
 
 def _patches(names: Sequence[str], store: Store) -> tuple[Path, ...]:

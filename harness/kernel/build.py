@@ -10,16 +10,16 @@ from pathlib import Path
 
 from harness.errors import BuildError, UsageError
 from harness.kernel import kconfig, modules, prebuilt
-from harness.kernel.debian import Apt
 from harness.kernel.fragments import Request, merged, project_fragments, read_fragments
 from harness.kernel.header import read_header
 from harness.kernel.make import Make, Toolchain, check_path, require_tools, toolchain
 from harness.kernel.model import Kernel as Kernel
 from harness.kernel.model import image_digest, read_config, require_kvm
-from harness.kernel.origin import source_of
+from harness.kernel.origin import resolve, source_of
 from harness.kernel.reference import DebianImage, ImageFile, KernelReference
 from harness.kernel.series import Patch, read_series
 from harness.kernel.source import Source
+from harness.kernel.suite import apt_of
 from harness.kernel.tree import BuildTree
 from harness.progress import Progress
 from harness.store import Store
@@ -42,22 +42,30 @@ def obtain(
     jobs: int | None = None,
     *,
     fragments: Sequence[Path] = (),
+    vmlinux: Path | None = None,
 ) -> Kernel:
     """The kernel that a reference means, built if that was not done before.
 
     ``patches`` are applied in order to a copy of the source; ``fragments`` are configuration of
-    the user on top of kernel-config/; ``jobs`` is for make, by default the number of CPUs. Raises
-    UsageError for patches or fragments on a kernel that is built already, the subclasses of
+    the user on top of kernel-config/; ``jobs`` is for make, by default the number of CPUs;
+    ``vmlinux`` has the debug information of a kernel that is built already. Raises UsageError for
+    patches or fragments on such a kernel, or a vmlinux for another, the subclasses of
     KernelUntestableError when there is no kernel to be had from this input, and those of
     InfrastructureError when it is not the input's fault.
     """
+    reference = resolve(reference, store, progress)
     if isinstance(reference, (ImageFile, DebianImage)):
         _refuse(reference, patches, fragments)
         if isinstance(reference, ImageFile):
-            return prebuilt.from_image(reference, progress)
-        apt = Apt(store)
+            return prebuilt.from_image(reference, progress, vmlinux)
+        apt = apt_of(store, reference.suite)
         package = apt.image(reference.version)
-        return prebuilt.from_package(reference.text, package, apt, store, progress)
+        return prebuilt.from_package(reference.text, package, apt, store, progress, vmlinux)
+    if vmlinux is not None:
+        raise UsageError(
+            f"A vmlinux ({vmlinux}) is for a kernel that is built already; {reference.text} is "
+            "built here, with debug information of its own."
+        )
     series = read_series(patches)
     requests = read_fragments((*project_fragments(), *fragments))
     source = source_of(reference, store, progress)
@@ -185,7 +193,7 @@ def _refuse(reference: KernelReference, patches: Sequence[Path], fragments: Sequ
         if given:
             raise UsageError(
                 f"{what} ({given[0]}) needs kernel source, but {reference.text} is built already; "
-                "give a source tree or deb:linux-source-V."
+                "give a source tree, TREE@REV, a tarball or deb:linux-source-V."
             )
 
 
