@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 import traceback
@@ -21,6 +22,7 @@ from harness.guest.probe import probe_guest
 from harness.guest.session import session
 from harness.janitor import Janitor
 from harness.kernel import reference
+from harness.kernel.claims import Claims, table
 from harness.kernel.hunks import Status
 from harness.kernel.landmarks import release_of
 from harness.kernel.origin import source_of
@@ -43,18 +45,26 @@ _kernel = click.option(
     "--kernel", metavar="REF", default=DEFAULT_KERNEL, show_default=True, help=f"{FORMS}."
 )
 
+_patch = click.option(
+    "--patch",
+    "patches",
+    metavar="FILE",
+    multiple=True,
+    help="Apply on top: a diff, a mailbox, a quilt directory, or - for standard input; may be "
+    "repeated.",
+)
+_jobs = click.option("--jobs", type=click.IntRange(1), help="For make; default: number of CPUs.")
+
 
 def _kernel_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """The options that say which kernel."""
     options: tuple[Decorator, ...] = (
         _kernel,
-        click.option("--patch", "patches", metavar="FILE", multiple=True,
-                     help="Apply on top: a diff, a mailbox, a quilt directory, or - for standard "
-                     "input; may be repeated."),
+        _patch,
         click.option("--vmlinux", metavar="FILE", help="Debug information of a prebuilt kernel."),
         click.option("--config", "fragments", metavar="FILE", multiple=True,
                      help="Add a configuration fragment; may be repeated."),
-        click.option("--jobs", type=click.IntRange(1), help="For make; default: number of CPUs."),
+        _jobs,
     )  # fmt: skip
     for option in reversed(options):
         function = option(function)
@@ -208,6 +218,25 @@ def patch(kernel: str, files: Sequence[str]) -> int:
         click.echo(f"{left} more not tried, because they go on top of that.")
     failed = reports[-1].status is Status.REJECTED
     return ExitCode.UNTESTABLE if failed else ExitCode.PASS
+
+
+@command.command()
+@_kernel
+@_patch
+@_jobs
+@click.option("--no-build", is_flag=True, help="Only configure, which takes seconds.")
+def kconfig(kernel: str, patches: Sequence[str], jobs: int | None, no_build: bool) -> int:
+    """Check that MMU_NOTIFIER is there for KVM and for nobody else, by building small kernels."""
+    with _opened() as (_, store, progress):
+        series = read_series(_patches(patches, store))
+        source = source_of(reference.parse(kernel), store, progress)
+        claims = Claims(source, series, store, progress, jobs or os.cpu_count() or 1)
+        selection, findings = claims.check(build=not no_build)
+    click.echo(f"{' selects '.join(selection.chain)}, as do {len(selection.selectors)} in all.")
+    display.show_rows(table(findings), display.console(sys.stdout))
+    wrong = any(finding.problems for finding in findings)
+    click.echo("The claims do not hold." if wrong else "The claims hold.")
+    return ExitCode.FAIL if wrong else ExitCode.PASS
 
 
 @command.command()
