@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -22,8 +23,10 @@ from harness.guest.probe import probe_guest
 from harness.guest.session import session
 from harness.janitor import Janitor
 from harness.kernel import reference
-from harness.kernel.claims import Claims, table
+from harness.kernel.claims import Claims
+from harness.kernel.claims import table as claims_table
 from harness.kernel.hunks import Status
+from harness.kernel.inventory import inventory, remove, size_text, table, to_remove
 from harness.kernel.landmarks import release_of
 from harness.kernel.origin import source_of
 from harness.kernel.patches import described, try_out
@@ -233,10 +236,41 @@ def kconfig(kernel: str, patches: Sequence[str], jobs: int | None, no_build: boo
         claims = Claims(source, series, store, progress, jobs or os.cpu_count() or 1)
         selection, findings = claims.check(build=not no_build)
     click.echo(f"{' selects '.join(selection.chain)}, as do {len(selection.selectors)} in all.")
-    display.show_rows(table(findings), display.console(sys.stdout))
+    display.show_rows(claims_table(findings), display.console(sys.stdout))
     wrong = any(finding.problems for finding in findings)
     click.echo("The claims do not hold." if wrong else "The claims hold.")
     return ExitCode.FAIL if wrong else ExitCode.PASS
+
+
+@command.command()
+@click.option("--older-than", metavar="DAYS", type=click.FloatRange(0),
+              help="Remove what was not used for so many days.")  # fmt: skip
+@click.option("--at-most", metavar="GIB", type=click.FloatRange(0),
+              help="Remove what was not used for longest, until the rest has this size.")  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
+def kernels(older_than: float | None, at_most: float | None, dry_run: bool) -> int:
+    """List the kernels in the store and what else is kept there, and clean up.
+
+    What is removed can be made again. What a process uses stays.
+    """
+    store = Store()
+    items = inventory(store)
+    now = time.time()
+    age = None if older_than is None else older_than * 86400
+    size = None if at_most is None else int(at_most * (1 << 30))
+    gone = to_remove(items, now, age, size)
+    if age is None and size is None:
+        display.show_rows(table(items, now), display.console(sys.stdout))
+        total = sum(item.size for item in items)
+        click.echo(f"{len(items)} in {printable(str(store.root))}, {size_text(total)} together.")
+        return ExitCode.PASS
+    for item in gone:
+        removed = dry_run or remove(item, store)
+        word = "Would remove" if dry_run else "Removed" if removed else "In use, kept"
+        click.echo(f"{word}: {item.kind} {printable(item.title)}, {size_text(item.size)}")
+    if not gone:
+        click.echo("There is nothing to remove.")
+    return ExitCode.PASS
 
 
 @command.command()

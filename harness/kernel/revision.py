@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from harness.deadline import Deadline
@@ -26,6 +26,9 @@ from harness.progress import Progress
 from harness.store import Store
 
 _READ_SECONDS = 1200.0
+_AHEAD = 500
+"""How many blobs git is asked for at once: their names fit into a pipe that nobody reads yet."""
+
 _KINDS = {"100644": "f", "100664": "f", "100755": "x", "120000": "l"}
 
 
@@ -120,8 +123,8 @@ class RevisionTree:
         missing = sorted({blob for _, blob in self._entries.values()} - known.keys())
         if missing:
             with self._progress.phase(f"Read {self.title}"), _Objects(self._path) as objects:
-                for count, blob in enumerate(missing):
-                    known[blob] = hashlib.sha256(objects.read(blob)).hexdigest()
+                for count, (blob, data) in enumerate(objects.read_all(missing)):
+                    known[blob] = hashlib.sha256(data).hexdigest()
                     if count % 5000 == 0:
                         self._progress.update(f"{count} of {len(missing)} files")
             write_atomically(path, json.dumps(known))
@@ -171,18 +174,29 @@ class _Objects:
 
     def read(self, blob: str) -> bytes:
         """The contents of one blob; raises SourceError if the repository has it not."""
-        process = self._process
-        assert process.stdin is not None
-        assert process.stdout is not None
+        ((_, data),) = self.read_all([blob])
+        return data
+
+    def read_all(self, blobs: Sequence[str]) -> Iterator[tuple[str, bytes]]:
+        """Blobs and their contents, in order; git works ahead of whoever takes them."""
+        for first in range(0, len(blobs), _AHEAD):
+            asked = blobs[first : first + _AHEAD]
+            assert self._process.stdin is not None
+            self._process.stdin.write("".join(f"{blob}\n" for blob in asked).encode())
+            self._process.stdin.flush()
+            for blob in asked:
+                yield blob, self._next(blob)
+
+    def _next(self, blob: str) -> bytes:
+        answers = self._process.stdout
+        assert answers is not None
         self._deadline.check()
-        process.stdin.write(f"{blob}\n".encode())
-        process.stdin.flush()
-        header = process.stdout.readline().split()
+        header = answers.readline().split()
         if len(header) != 3 or header[1] != b"blob":
             raise SourceError(
                 f"The repository {self._path} lacks the object {blob}; is it a partial or a "
                 "damaged clone? git fsck says more."
             )
-        data = process.stdout.read(int(header[2]))
-        process.stdout.read(1)
+        data = answers.read(int(header[2]))
+        answers.read(1)
         return data

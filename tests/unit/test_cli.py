@@ -28,7 +28,9 @@ from harness.errors import (
     UsageError,
     Violation,
 )
+from harness.kernel.claims import CASES, Claims, Finding, Selection
 from harness.machine import mmu
+from harness.store import Store
 from harness.workbench import Wish
 
 SECONDS = 60
@@ -423,6 +425,68 @@ def test_patches_need_source_and_files(
     assert command("patch", "--kernel", str(tree), str(tree / "none")) == 201
     assert command("patch", "--kernel", str(tree), str(tree / "Kconfig")) == 125
     assert "there is no diff in it" in capfd.readouterr().err
+
+
+# The store, and the claims about the configuration.
+
+
+def entry(store: Store, release: str) -> Path:
+    path = store.entry("debian", {"package": release}, lambda p: (p / "x").write_text(release))
+    os.close(store._held.pop(path))
+    os.utime(path / "key.json", (1, 1))
+    return path
+
+
+def test_the_store_is_listed_and_cleaned(
+    command: Command,
+    capfd: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert command("kernels") == 0
+    assert f"0 in {tmp_path}/mmu-harness" in capfd.readouterr().out
+    old = entry(Store(), "linux-image-1")
+    assert command("kernels") == 0
+    assert "linux-image-1" in capfd.readouterr().out
+    assert command("kernels", "--older-than", "1", "--dry-run") == 0
+    assert "Would remove: package linux-image-1" in capfd.readouterr().out
+    assert command("kernels", "--at-most", "1") == 0
+    assert "nothing to remove" in capfd.readouterr().out
+    assert old.is_dir()
+    assert command("kernels", "--at-most", "0") == 0
+    assert "Removed: package linux-image-1" in capfd.readouterr().out
+    assert not old.exists()
+    held = Store().entry("debian", {"package": "held"}, lambda p: (p / "x").write_text(""))
+    assert command("kernels", "--older-than", "0") == 0
+    assert "In use, kept: package held" in capfd.readouterr().out
+    assert held.is_dir()
+    assert command("kernels", "--at-most", "-1") == 201
+
+
+@pytest.mark.parametrize(("problems", "code", "said"), [
+    ((), 0, "The claims hold."),
+    (("System.map has x",), 1, "System.map has x"),
+])  # fmt: skip
+def test_claims_that_do_not_hold_are_a_fail(
+    command: Command, tree: Path, capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch, problems: tuple[str, ...], code: int, said: str,
+) -> None:  # fmt: skip
+    finding = Finding(CASES[2], "n", "n", (), {"mm/memory.o": ()}, problems)
+    built: list[bool] = []
+
+    def check(self: Claims, *, build: bool) -> object:
+        built.append(build)
+        return Selection(("KVM", "MMU_NOTIFIER"), ("KVM", "OTHER")), (finding,)
+
+    monkeypatch.setattr(Claims, "check", check)
+    assert command("kconfig", "--kernel", str(tree)) == code
+    out = capfd.readouterr().out
+    assert said in out
+    assert "KVM selects MMU_NOTIFIER, as do 2 in all." in out
+    assert command("kconfig", "--kernel", str(tree), "--no-build") == code
+    assert built == [True, False]
+    assert command("kconfig", "--kernel", str(tree / "none")) == 125
 
 
 @pytest.mark.parametrize("name", ["patch", "build", "check"])

@@ -109,13 +109,13 @@ def test_a_blob_is_read_once_in_its_life(
     first = source(tree, "old", store).digest
     read: list[str] = []
     objects = revision_module._Objects
-    plain = objects.read
+    plain = objects.read_all
 
-    def counting(self: object, blob: str) -> bytes:
-        read.append(blob)
-        return plain(self, blob)  # type: ignore[arg-type]
+    def counting(self: revision_module._Objects, blobs: list[str]) -> object:
+        read.extend(blobs)
+        return plain(self, blobs)
 
-    monkeypatch.setattr(objects, "read", counting)
+    monkeypatch.setattr(objects, "read_all", counting)
     assert source(tree, "HEAD", store).digest != first
     assert read == [git(tree, "rev-parse", "HEAD:mm/memory.c")]
     monkeypatch.setattr(RevisionTree, "_entries", property(lambda _: pytest.fail("listed")))
