@@ -206,7 +206,7 @@ def boot(
 def patch(kernel: str, files: Sequence[str]) -> int:
     """Try patches on kernel source, and say of every hunk what becomes of it.
 
-    FILE is a diff, a mailbox, a quilt directory, or - for standard input. The source is only read.
+    FILE is a diff, a mailbox, a quilt directory, or - for standard input. Source is only read.
     """
     with _opened() as (janitor, store, progress):
         series = read_series(_patches(files, store))
@@ -243,10 +243,14 @@ def kconfig(kernel: str, patches: Sequence[str], jobs: int | None, no_build: boo
 
 
 @command.command()
-@click.option("--older-than", metavar="DAYS", type=click.FloatRange(0),
-              help="Remove what was not used for so many days.")  # fmt: skip
+@click.option(
+    "--older-than",
+    metavar="DAYS",
+    type=click.FloatRange(0),
+    help="Remove what was not used for so many days.",
+)
 @click.option("--at-most", metavar="GIB", type=click.FloatRange(0),
-              help="Remove what was not used for longest, until the rest has this size.")  # fmt: skip
+              help="Remove what was not used for longest, down to this size.")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
 def kernels(older_than: float | None, at_most: float | None, dry_run: bool) -> int:
     """List the kernels in the store and what else is kept there, and clean up.

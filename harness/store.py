@@ -4,8 +4,8 @@
 An entry is a directory whose name is the digest of its key, that is of everything that went into
 it. It appears by a rename, so it is either complete or not there, and nobody changes it later.
 Whoever was given one holds it until its process ends, and marks the time; only what nobody holds
-can be removed. What must be changed in place (build trees, caches of digests) lives in plain directories, and
-whoever uses one holds a named lock.
+can be removed. What must be changed in place (build trees, caches of digests) lives in plain
+directories, and whoever uses one holds a named lock.
 """
 
 from __future__ import annotations

@@ -193,9 +193,7 @@ class Claims:
         names = (line.split()[-1] for line in (root / "System.map").read_text().splitlines())
         return {
             "symbols": sorted({name for name in names if _NOTIFIER.search(name)}),
-            "calls": {
-                path: _references(root / path) for path in _PATHS if (root / path).exists()
-            },
+            "calls": {path: _references(root / path) for path in _PATHS if (root / path).exists()},
         }
 
 
@@ -244,7 +242,7 @@ def table(findings: Sequence[Finding]) -> list[tuple[str, ...]]:
 
 def _chain(known: KconfigTree, target: str) -> tuple[str, ...] | None:
     """The shortest way by which KVM, for which x86 has two symbols, selects the target."""
-    ways = [(target,)]
+    ways: list[tuple[str, ...]] = [(target,)]
     seen = {target}
     for way in ways:
         if way[0] in ("KVM", "KVM_X86"):
@@ -258,7 +256,12 @@ def _chain(known: KconfigTree, target: str) -> tuple[str, ...] | None:
 
 def _references(path: Path) -> list[str]:
     """The symbols of MMU notifiers that an object leaves to be found elsewhere."""
-    argv = [require("nm", "binutils"), "--undefined-only", "--format=just-symbols", path]
+    argv: list[str | Path] = [
+        require("nm", "binutils"),
+        "--undefined-only",
+        "--format=just-symbols",
+        path,
+    ]
     told = run(argv, Deadline.after(_NM_SECONDS, f"nm {path.name}"))
     return sorted(name for name in told.stdout.split() if _NOTIFIER.search(name))
 

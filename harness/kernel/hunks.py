@@ -187,9 +187,7 @@ def _piecewise(root: Path, patch: Patch, file: FileDiff) -> FileReport:
         return _uniform(file, patch, Status.ALREADY)
     rejected = _uniform(file, patch, Status.REJECTED)
     if file.creates and (root / rejected.path).exists():
-        return dataclasses.replace(
-            rejected, problem="already exists in this source", exists=True
-        )
+        return dataclasses.replace(rejected, problem="already exists in this source", exists=True)
     if problem := _problem(done.stderr):
         return dataclasses.replace(rejected, problem=problem)
     if file.renames or file.creates or file.deletes:

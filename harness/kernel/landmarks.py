@@ -16,6 +16,7 @@ from pathlib import Path
 from harness.kernel.series import Patch
 
 _RELEASE = re.compile(r"(\d+)\.(\d+)(?:\.(\d+))?(?:-rc(\d+))?")
+_VERSION_LINE = re.compile(r"^(VERSION|PATCHLEVEL|SUBLEVEL|EXTRAVERSION)[ \t]*=[ \t]*(\S*)", re.M)
 _FINAL = 1 << 16
 """Sorts a release behind its candidates."""
 
@@ -109,8 +110,8 @@ def target(patch: Patch, landmarks: Iterable[Landmark] = LANDMARKS) -> Target | 
 
 def release_of(makefile: str) -> str:
     """The release that the Makefile at the top of a tree names, as 6.12.1 or 2.6.27-rc1."""
-    said = dict(re.findall(r"^(VERSION|PATCHLEVEL|SUBLEVEL|EXTRAVERSION)[ \t]*=[ \t]*(\S*)", makefile, re.M))
-    numbers = [said.get("VERSION", ""), said.get("PATCHLEVEL", ""), said.get("SUBLEVEL", "")]
+    said: dict[str, str] = dict(_VERSION_LINE.findall(makefile))
+    numbers = (said.get(name, "") for name in ("VERSION", "PATCHLEVEL", "SUBLEVEL"))
     return ".".join(filter(None, numbers)) + said.get("EXTRAVERSION", "")
 
 

@@ -49,4 +49,3 @@ def source_of(reference: KernelReference, store: Store, progress: Progress) -> S
         f"This needs kernel source, but {reference.text} is built already; "
         "give a source tree, TREE@REV, a tarball or deb:linux-source-V."
     )
-

@@ -72,9 +72,7 @@ def from_package(
     )
 
 
-def from_image(
-    reference: ImageFile, progress: Progress, vmlinux: Path | None = None
-) -> Kernel:
+def from_image(reference: ImageFile, progress: Progress, vmlinux: Path | None = None) -> Kernel:
     """A bzImage, with what belongs to it where a build tree or /boot has it.
 
     What is there but belongs to another kernel is left out, with a note that says so. A

@@ -171,9 +171,7 @@ def _revision(text: str) -> Revision | None:
     if not tree or not path.is_dir():
         return None
     if not revision or revision.startswith("-"):
-        raise UsageError(
-            f'"{text}" names no revision after the @; give one, as in {tree}@v6.12.'
-        )
+        raise UsageError(f'"{text}" names no revision after the @; give one, as in {tree}@v6.12.')
     return Revision(text, path, revision)
 
 

@@ -218,7 +218,5 @@ def _strip_of(options: list[str], where: str) -> int:
         if match := re.fullmatch(r"-p([0-9])", option):
             strip = int(match[1])
         else:
-            raise PatchError(
-                f"{where}: the option {option} is not supported; only -p0 to -p9 are."
-            )
+            raise PatchError(f"{where}: the option {option} is not supported; only -p0 to -p9 are.")
     return strip

@@ -39,9 +39,7 @@ def apt_of(store: Store, suite: str | None) -> Apt:
 class SuiteApt(Apt):
     """An apt that knows only the packages of one suite (stable) or code name (bookworm)."""
 
-    def __init__(
-        self, store: Store, suite: str, lists: Path = Path("/var/lib/apt/lists")
-    ) -> None:
+    def __init__(self, store: Store, suite: str, lists: Path = Path("/var/lib/apt/lists")) -> None:
         super().__init__(store, lists)
         self._suite = suite
         self._pins = store.directory("apt") / f"only-{suite}"

@@ -78,7 +78,7 @@ class TarballSource:
 
     @contextlib.contextmanager
     def open(self, scratch: Path) -> Iterator[Files]:
-        """Its files, unpacked below ``scratch``; raises SourceError for what is no kernel source."""
+        """Its files, unpacked below ``scratch``; raises SourceError for no kernel source."""
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)
         try:
@@ -131,8 +131,7 @@ class TarballSource:
             )
         lines = done.stderr.strip().splitlines() or [f"tar exited with {done.status}"]
         raise SourceError(
-            f"The tarball {self._path} is damaged or truncated: {lines[0]}. "
-            "Fetch or make it again."
+            f"The tarball {self._path} is damaged or truncated: {lines[0]}. Fetch or make it again."
         )
 
     def _decompression(self) -> list[str]:

@@ -40,8 +40,8 @@ class BuildTree:
     def become(self, source: Source, patches: Sequence[Patch], progress: Progress) -> None:
         """Make the tree be this source with these patches, touching only files that differ.
 
-        What became of a patch that did not go on just as it is, is noted. Raises PatchError when a patch does not apply, SourceError when the source changes
-        meanwhile.
+        What became of a patch that did not go on just as it is, is noted. Raises PatchError
+        when a patch does not apply, SourceError when the source changes meanwhile.
         """
         self._forget_interrupted_make()
         records, digest = self._read_manifest()

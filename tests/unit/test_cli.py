@@ -431,7 +431,7 @@ def test_patches_need_source_and_files(
 
 
 def entry(store: Store, release: str) -> Path:
-    path = store.entry("debian", {"package": release}, lambda p: (p / "x").write_text(release))
+    path = store.entry("debian", {"package": release}, lambda p: (p / "x").touch())
     os.close(store._held.pop(path))
     os.utime(path / "key.json", (1, 1))
     return path
@@ -457,7 +457,7 @@ def test_the_store_is_listed_and_cleaned(
     assert command("kernels", "--at-most", "0") == 0
     assert "Removed: package linux-image-1" in capfd.readouterr().out
     assert not old.exists()
-    held = Store().entry("debian", {"package": "held"}, lambda p: (p / "x").write_text(""))
+    held = Store().entry("debian", {"package": "held"}, lambda p: (p / "x").touch())
     assert command("kernels", "--older-than", "0") == 0
     assert "In use, kept: package held" in capfd.readouterr().out
     assert held.is_dir()

@@ -129,15 +129,15 @@ def test_without_building_only_the_configurations_are_looked_at(world: World) ->
         (
             "after-configure",
             "sed -i s/CONFIG_MMU_NOTIFIER=y// .config",
-            {
-                name: (
+            dict.fromkeys(
+                ("KVM=y", "KVM=m"),
+                (
                     "CONFIG_MMU_NOTIFIER is n instead of y",
                     "System.map has no symbol of MMU notifiers",
                     "kernel/fork.o calls no MMU notifier",
                     "mm/memory.o calls no MMU notifier",
-                )
-                for name in ("KVM=y", "KVM=m")
-            },
+                ),
+            ),
         ),
         (
             "after-configure",
@@ -198,13 +198,15 @@ def test_who_selects_it(world: World) -> None:
     ("old", "new", "says"),
     [
         ("config MMU_NOTIFIER", "config NOTHING", "has no CONFIG_MMU_NOTIFIER"),
-        ("\tbool\nconfig KVM_G", '\tbool "by hand"\nconfig KVM_G', "can be set by hand at Kconfig:1"),
+        (
+            "\tbool\nconfig KVM_G",
+            '\tbool "by hand"\nconfig KVM_G',
+            "can be set by hand at Kconfig:1",
+        ),
         ("select KVM_GENERIC", "select ANY", "No symbol of KVM selects"),
     ],
 )
-def test_trees_of_which_it_cannot_be_claimed(
-    world: World, old: str, new: str, says: str
-) -> None:
+def test_trees_of_which_it_cannot_be_claimed(world: World, old: str, new: str, says: str) -> None:
     (world.tree / "Kconfig").write_text(KCONFIG.replace(old, new))
     with pytest.raises(KconfigError, match=says):
         world.check(build=False)

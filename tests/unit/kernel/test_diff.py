@@ -13,7 +13,9 @@ from harness.kernel.diff import DiffError, read_diffs
 
 PLAIN = b"--- a/mm/x.c\n+++ b/mm/x.c\n@@ -1,3 +1,4 @@ int f(void)\n one\n-two\n+2\n+3\n three\n"
 CREATED = b"--- /dev/null\n+++ b/mm/new.c\n@@ -0,0 +1,2 @@\n+first\n+second\n"
-GIT = b"diff --git a/mm/y.c b/mm/y.c\nindex 8d45fab..ce3251c 100644\n" + PLAIN.replace(b"x.c", b"y.c")
+GIT = b"diff --git a/mm/y.c b/mm/y.c\nindex 8d45fab..ce3251c 100644\n" + PLAIN.replace(
+    b"x.c", b"y.c"
+)
 
 
 def test_a_plain_diff() -> None:
@@ -54,7 +56,9 @@ def test_what_git_writes_without_hunks() -> None:
 
 
 def test_prose_around_it_is_not_part_of_it() -> None:
-    before = b"subject\n\n struct kvm *x(void)\n {\n+       int err;\n-       y\n--- a\n@@ -1 +1 @@\n"
+    before = (
+        b"subject\n\n struct kvm *x(void)\n {\n+       int err;\n-       y\n--- a\n@@ -1 +1 @@\n"
+    )
     between = b"---\n mm/x.c | 2 +-\nIndex: mm/x.c\n=====\n"
     prose, files = read_diffs(before + GIT + between + PLAIN + b"-- \n2.39.5\n")
     assert prose == before

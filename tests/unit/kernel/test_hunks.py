@@ -16,11 +16,13 @@ LINES = [f"line {number}\n" for number in range(1, 61)]
 
 def hunk(number: int, new: str, shift: int = 0) -> str:
     """A hunk that replaces one line, said to be ``shift`` lines above where it is."""
-    before, after = "".join(f" {line}" for line in LINES[number - 4 : number - 1]), LINES[number : number + 3]
+    before, after = (
+        "".join(f" {line}" for line in LINES[number - 4 : number - 1]),
+        LINES[number : number + 3],
+    )
     at = number - 3 - shift
-    return (
-        f"@@ -{at},7 +{at},7 @@\n{before}-{LINES[number - 1]}+{new}\n"
-        + "".join(f" {line}" for line in after)
+    return f"@@ -{at},7 +{at},7 @@\n{before}-{LINES[number - 1]}+{new}\n" + "".join(
+        f" {line}" for line in after
     )
 
 
@@ -122,7 +124,8 @@ def test_a_file_that_is_missing(root: Path, tmp_path: Path) -> None:
 def test_renames_modes_and_files_that_go(root: Path, tmp_path: Path) -> None:
     text = (
         "diff --git a/mm/x.c b/mm/z.c\nsimilarity index 90%\nrename from mm/x.c\n"
-        "rename to mm/z.c\n--- a/mm/x.c\n+++ b/mm/z.c\n" + hunk(10, "ten")
+        "rename to mm/z.c\n--- a/mm/x.c\n+++ b/mm/z.c\n"
+        + hunk(10, "ten")
         + "diff --git a/run b/run\nold mode 100644\nnew mode 100755\n"
         "diff --git a/gone b/gone\ndeleted file mode 100644\n--- a/gone\n+++ /dev/null\n"
         "@@ -1 +0,0 @@\n-only\n"

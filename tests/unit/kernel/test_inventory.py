@@ -95,7 +95,7 @@ def test_the_longest_unused_goes_first(
 
 def test_what_is_removed_is_gone_and_what_is_used_stays(store: Store) -> None:
     kernel(store, "6.1.1", days=40)
-    store.entry("kernel", {"release": "held"}, lambda p: (p / "bzImage").write_bytes(b""))
+    store.entry("kernel", {"release": "held"}, lambda p: (p / "bzImage").touch())
     store.directory("trees/linux-1")
     used, tree, unused = _three(store)
     assert remove(unused, store)
@@ -117,7 +117,13 @@ def _three(store: Store) -> tuple[Item, Item, Item]:
 
 @pytest.mark.parametrize(
     ("size", "text"),
-    [(0, "0 B"), (1023, "1023 B"), (1 << 10, "1.0 KiB"), (3 << 29, "1.5 GiB"), (5 << 20, "5.0 MiB")],
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1 << 10, "1.0 KiB"),
+        (3 << 29, "1.5 GiB"),
+        (5 << 20, "5.0 MiB"),
+    ],
 )
 def test_sizes(size: int, text: str) -> None:
     assert size_text(size) == text

@@ -39,7 +39,8 @@ def _made() -> bytes:
         parts.append(
             f"diff --git a/mm/f{number}.c b/mm/f{number}.c\nindex 8d45fab..ce3251c 100644\n"
             f"--- a/mm/f{number}.c\n+++ b/mm/f{number}.c\n"
-            f"@@ -{number + 3},4 +{number + 3},5 @@\n {word}\n+\tcall{number}();\n \n \tgo();\n }}\n"
+            f"@@ -{number + 3},4 +{number + 3},5 @@\n {word}\n+\tcall{number}();\n \n"
+            " \tgo();\n }\n"
             f"@@ -{number + 60},3 +{number + 61},3 @@\n before{number}\n-old\n+new\n after\n"
         )
     for name in ("include/linux/mmu_notifier.h", "mm/mmu_notifier.c"):

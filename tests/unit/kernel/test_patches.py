@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.errors import ExitCode, PatchError, UsageError
+from harness.errors import ExitCode, PatchError
 from harness.kernel import patches as patches_module
 from harness.kernel.hunks import Status
 from harness.kernel.patches import Patched

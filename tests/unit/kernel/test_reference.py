@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import platform
 from pathlib import Path
 
 import pytest
@@ -214,13 +215,9 @@ def test_downloads_that_are_refused(text: str, says: str) -> None:
         parse(text)
 
 
-@pytest.mark.parametrize(
-    "place", ["boot/vmlinuz-9.9-test", "usr/lib/modules/9.9-test/vmlinuz"]
-)
-def test_the_running_kernel(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
-) -> None:
-    monkeypatch.setattr(reference.platform, "release", lambda: "9.9-test")
+@pytest.mark.parametrize("place", ["boot/vmlinuz-9.9-test", "usr/lib/modules/9.9-test/vmlinuz"])
+def test_the_running_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    monkeypatch.setattr(platform, "release", lambda: "9.9-test")
     with pytest.raises(ImageError, match=r"runs 9\.9-test, but its image is in neither of"):
         parse("running")
     (tmp_path / place).parent.mkdir(parents=True)

@@ -177,9 +177,7 @@ def test_what_cannot_be_read(tmp_path: Path) -> None:
         ("..\n", UsageError, "no regular file"),
     ],
 )
-def test_a_bad_series(
-    tmp_path: Path, series: str, error: type[Exception], says: str
-) -> None:
+def test_a_bad_series(tmp_path: Path, series: str, error: type[Exception], says: str) -> None:
     (tmp_path / "a").write_text(diff(1))
     (tmp_path / "series").write_text(series)
     with pytest.raises(error, match=says):

@@ -103,7 +103,9 @@ def test_the_newest_of_a_series_is_the_newest_of_the_suite(machine: Path, store:
 
 def test_a_package_of_another_suite_is_not_taken(machine: Path, store: Store) -> None:
     assert apt(machine, store, "trixie").source("6.12").version == "6.12.90-1"
-    with pytest.raises(SourceError, match=r"In the suite trixie: apt knows no package linux-source-6\.1"):
+    with pytest.raises(
+        SourceError, match=r"In the suite trixie: apt knows no package linux-source-6\.1"
+    ):
         apt(machine, store, "trixie").source("6.1")
 
 

@@ -70,9 +70,7 @@ def test_every_compression(tree: Path, store: Store, tmp_path: Path, kind: str, 
     assert not (tmp_path / "scratch").exists()
 
 
-def test_the_name_does_not_decide_the_compression(
-    tree: Path, store: Store, tmp_path: Path
-) -> None:
+def test_the_name_does_not_decide_the_compression(tree: Path, store: Store, tmp_path: Path) -> None:
     path = packed(tmp_path / "x.tar.gz", tree).rename(tmp_path / "x.tar.xz")
     with source(path, store).open(tmp_path / "scratch") as files:
         assert set(files.fingerprints) == ALL
