@@ -10,6 +10,7 @@ from pathlib import Path
 
 from harness.errors import BuildError, UsageError
 from harness.kernel import kconfig, modules, prebuilt
+from harness.kernel.configured import Configured
 from harness.kernel.fragments import Request, merged, project_fragments, read_fragments
 from harness.kernel.header import read_header
 from harness.kernel.make import Make, Toolchain, check_path, require_tools, toolchain
@@ -150,11 +151,16 @@ class _Build:
             shutil.move(log, directory / "build.log")
 
     def _configure(self, make: Make, tree: BuildTree) -> None:
+        text = merged(self._requests)
+        configured = Configured(tree, text, self._tools)
+        if configured.holds():
+            return
         with self._progress.phase("Configure"):
             requested = tree.home / "requested.config"
-            requested.write_text(merged(self._requests))
+            requested.write_text(text)
             make.configure(requested)
             kconfig.check(tree.root, self._requests, self._progress)
+        configured.remember()
 
     def _compile(self, make: Make, tree: Path, directory: Path) -> None:
         tools = _describe(self._tools, self._jobs)

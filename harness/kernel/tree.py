@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -56,6 +57,16 @@ class BuildTree:
                 self._take(files, records, source.digest, progress)
         for report in self._patched.apply(patches):
             _note(report, progress)
+
+    def fingerprints(self, wanted: re.Pattern[str]) -> dict[str, str]:
+        """The fingerprints of the files whose whole names match, patches included."""
+        records, _ = self._read_manifest()
+        patched = self._patched.touched()
+        found = {name: mark for name, (mark, _, _) in records.items() if wanted.fullmatch(name)}
+        found |= {
+            name: fingerprint(self.root / name) for name in patched if wanted.fullmatch(name)
+        }
+        return found
 
     @contextlib.contextmanager
     def being_made(self) -> Iterator[None]:

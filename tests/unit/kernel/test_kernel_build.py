@@ -173,6 +173,46 @@ def test_a_change_of_any_input_makes_another_kernel(world: World, patch: Path) -
     assert len({world.obtain().digest, world.obtain(fragments=(more,)).digest}) == 1
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "calls"),
+    [
+        ("mm/memory.c", "changed\n", ["build"]),
+        ("mm/Kconfig.new", "config X\n", ["configure", "build"]),
+        ("scripts/cc.sh", "true\n", ["configure", "build"]),
+        ("Makefile", _MAKEFILE + "# x\n", ["configure", "build"]),
+    ],
+)
+def test_a_neighbour_is_configured_only_if_that_may_come_out_different(
+    world: World, name: str, text: str, calls: list[str]
+) -> None:
+    world.obtain()
+    assert world.calls == ["configure", "build"]
+    (world.tree / name).parent.mkdir(exist_ok=True)
+    (world.tree / name).write_text(text)
+    world.obtain()
+    assert world.calls == calls
+
+
+def test_a_configuration_is_not_believed_when_it_was_changed_or_refused(
+    world: World, patch: Path
+) -> None:
+    world.obtain()
+    (config,) = world.store.root.glob("trees/*/source/.config")
+    config.write_text(config.read_text() + "CONFIG_ODD=y\n")
+    world.obtain(patch)
+    assert world.calls == ["configure", "build"] * 2
+    kconfig = patch.with_name("kconfig.patch")
+    kconfig.write_text("--- /dev/null\n+++ b/mm/Kconfig\n@@ -0,0 +1 @@\n+config X\n")
+    world.obtain(kconfig)
+    assert world.calls == ["configure", "build"]
+    refused = patch.with_name("user.config")
+    refused.write_text("CONFIG_DROPPED=y\n")
+    for _ in range(2):
+        with pytest.raises(KconfigError):
+            world.obtain(fragments=(refused,))
+    assert world.calls == ["configure"] * 2
+
+
 def test_comments_in_fragments_do_not_count(world: World) -> None:
     first = world.obtain()
     world.fragment.write_text("# Another reason.\n" + world.fragment.read_text())
