@@ -113,14 +113,24 @@ def _read(path: Path, what: str) -> bytes:
         raise UsageError(f"{what} {path} cannot be read: {error.strerror}.") from error
 
 
-def _document(path: Path, text: bytes, strip: int = 1) -> Patch:
+def _document(path: Path, text: bytes, strip: int | None = None) -> Patch:
     """A diff with anything around it, whose first line of prose is its subject."""
     prose, files = _diffs(path, _unix(text))
     if not files:
         raise PatchError(f"{path} is not a patch: there is no diff in it.")
     lines = (line.strip() for line in prose.decode(errors="replace").splitlines())
     subject = next((line for line in lines if line), "")
-    return Patch(path.name, path, subject, files, strip)
+    return Patch(path.name, path, subject, files, _prefixes(files) if strip is None else strip)
+
+
+def _prefixes(files: Sequence[FileDiff]) -> int:
+    """How many directories are in front of the names: none where diff.noprefix left a/ and b/ out.
+
+    Only then are the old and the new name of a file the same.
+    """
+    pairs = [(file.old, file.new) for file in files if not file.renames]
+    both = [(old, new) for old, new in pairs if old is not None and new is not None]
+    return 0 if both and all(old == new for old, new in both) else 1
 
 
 def _diffs(path: Path, text: bytes) -> tuple[bytes, tuple[FileDiff, ...]]:
@@ -176,7 +186,8 @@ def _mailbox(path: Path, text: bytes) -> Iterator[Patch]:
             count += 1
             subject = re.search(r"^Subject: (.*)", told.stdout, re.M)
             title = subject[1].strip() if subject else ""
-            yield Patch(f"{path.name} [{count}] {title}".rstrip(), path, title, files)
+            name = f"{path.name} [{count}] {title}".rstrip()
+            yield Patch(name, path, title, files, _prefixes(files))
         if not count:
             raise PatchError(f"{path} is a mailbox without a patch: no mail has a diff in it.")
 
@@ -213,7 +224,8 @@ def _quilt(directory: Path) -> Iterator[Patch]:
 def _strip_of(options: list[str], where: str) -> int:
     strip = 1
     for option in options:
-        if option in ("-pab", "-p", "-p1"):
+        # quilt writes -pab for a/ and b/.
+        if option == "-pab":
             continue
         if match := re.fullmatch(r"-p([0-9])", option):
             strip = int(match[1])

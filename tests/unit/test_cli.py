@@ -301,10 +301,12 @@ def wishes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Wish]:
 def test_a_build_prints_where_the_kernel_is_and_nothing_else(
     command: Command, wishes: list[Wish], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    words = ("--kernel", "linux", "--patch", "a", "--config", "b", "--jobs", "2", "--control", "c")
+    words = ("--kernel", "linux", "--patch", "a", "--config", "b", "--jobs", "2", "--control", "c",
+             "--vmlinux", "d")  # fmt: skip
     assert command("build", *words) == 0
     assert capfd.readouterr().out == "/store/kernel/1\n"
-    assert wishes == [Wish("linux", (Path("a"),), (Path("b"),), control="c", jobs=2)]
+    asked = Wish("linux", (Path("a"),), (Path("b"),), control="c", jobs=2, vmlinux=Path("d"))
+    assert wishes == [asked]
 
 
 def test_a_prebuilt_kernel_is_where_it_was(

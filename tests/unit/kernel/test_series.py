@@ -47,6 +47,15 @@ def test_prose_and_the_end_of_the_last_line_do_not_count(tmp_path: Path) -> None
     assert bare.digest == prose.digest
 
 
+def test_names_without_a_and_b_are_whole(tmp_path: Path) -> None:
+    plain = diff(1) + "--- /dev/null\n+++ b/mm/new.c\n@@ -0,0 +1 @@\n+new\n"
+    (tmp_path / "x").write_text(plain.replace(" a/", " ").replace(" b/", " "))
+    (tmp_path / "created").write_text("--- /dev/null\n+++ b/mm/new.c\n@@ -0,0 +1 @@\n+new\n")
+    whole, created = read_series([tmp_path / "x", tmp_path / "created"])
+    assert (whole.strip, whole.paths) == (0, ("mm/x.c", "mm/new.c"))
+    assert (created.strip, created.paths) == (1, ("mm/new.c",))
+
+
 def test_carriage_returns_of_a_mailer_do_not_count(tmp_path: Path) -> None:
     (tmp_path / "bare").write_text(diff(1))
     (tmp_path / "mailed").write_bytes(diff(1).replace("\n", "\r\n").encode())
