@@ -184,7 +184,7 @@ def boot(
         janitor, store, progress = stack.enter_context(_opened())
         given = _patches(patches, store)
         debug = _path(vmlinux)
-        wish = Wish(kernel, given, _paths(fragments), modes, accel, control, jobs, debug)
+        wish = Wish(kernel, given, _paths(fragments), modes, accel, control, jobs, vmlinux=debug)
         parts = make_parts(wish, store, progress)
         spec = host_spec(parts, modes[0])
         host = stack.enter_context(boot_host(spec, janitor.directory, parts.kernel, progress))

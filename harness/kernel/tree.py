@@ -63,9 +63,7 @@ class BuildTree:
         records, _ = self._read_manifest()
         patched = self._patched.touched()
         found = {name: mark for name, (mark, _, _) in records.items() if wanted.fullmatch(name)}
-        found |= {
-            name: fingerprint(self.root / name) for name in patched if wanted.fullmatch(name)
-        }
+        found |= {name: fingerprint(self.root / name) for name in patched if wanted.fullmatch(name)}
         return found
 
     @contextlib.contextmanager
