@@ -215,6 +215,8 @@ class Store:
             make(scratch)
             text = json.dumps({"kind": final.parent.name, "key": key}, indent=1, sort_keys=True)
             (scratch / _KEY).write_text(text + "\n")
+            # What cannot be held, although nobody removes it, has lost its key.
+            shutil.rmtree(final, ignore_errors=True)
             scratch.rename(final)
         except BaseException:
             shutil.rmtree(scratch, ignore_errors=True)

@@ -237,6 +237,15 @@ def test_what_a_process_was_given_is_not_removed(store: Store) -> None:
     assert other.find("kernel", {"k": 1}) is None
 
 
+def test_an_entry_that_lost_its_key_is_made_again(store: Store) -> None:
+    path = store.entry("kernel", {}, lambda p: (p / "old").touch())
+    (path / "key.json").unlink()
+    again = Store(store.root)
+    assert again.find("kernel", {}) is None
+    assert again.entry("kernel", {}, _fill) == path
+    assert sorted(p.name for p in path.iterdir()) == ["file", "key.json"]
+
+
 def test_finding_an_entry_marks_the_time(store: Store) -> None:
     path = store.entry("kernel", {}, _fill)
     os.utime(path / "key.json", (1, 1))
