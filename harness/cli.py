@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -20,10 +22,21 @@ from harness.errors import ExitCode, HarnessError, Interrupted
 from harness.guest.probe import probe_guest
 from harness.guest.session import session
 from harness.janitor import Janitor
+from harness.kernel import reference
+from harness.kernel.claims import Claims
+from harness.kernel.claims import table as claims_table
+from harness.kernel.hunks import Status
+from harness.kernel.inventory import inventory, remove, size_text, table, to_remove
+from harness.kernel.landmarks import release_of
+from harness.kernel.origin import source_of
+from harness.kernel.patches import described, try_out
+from harness.kernel.reference import FORMS
+from harness.kernel.series import STDIN, read_series, with_stdin
 from harness.machine import mmu
 from harness.machine.boot import boot as boot_host
 from harness.machine.shell import interact
 from harness.progress import Progress
+from harness.result.text import printable
 from harness.result.verdict import exit_code
 from harness.store import Store
 from harness.workbench import DEFAULT_KERNEL, Wish, host_spec, make_kernel, make_parts
@@ -31,16 +44,30 @@ from harness.workbench import DEFAULT_KERNEL, Wish, host_spec, make_kernel, make
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
+_kernel = click.option(
+    "--kernel", metavar="REF", default=DEFAULT_KERNEL, show_default=True, help=f"{FORMS}."
+)
+
+_patch = click.option(
+    "--patch",
+    "patches",
+    metavar="FILE",
+    multiple=True,
+    help="Apply on top: a diff, a mailbox, a quilt directory, or - for standard input; may be "
+    "repeated.",
+)
+_jobs = click.option("--jobs", type=click.IntRange(1), help="For make; default: number of CPUs.")
+
+
 def _kernel_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """The options that say which kernel."""
     options: tuple[Decorator, ...] = (
-        click.option("--kernel", metavar="REF", default=DEFAULT_KERNEL, show_default=True,
-                     help="bzImage, source tree, deb:linux-source-V or deb:linux-image-V."),
-        click.option("--patch", "patches", metavar="FILE", multiple=True,
-                     help="Apply a patch on top; may be repeated."),
+        _kernel,
+        _patch,
+        click.option("--vmlinux", metavar="FILE", help="Debug information of a prebuilt kernel."),
         click.option("--config", "fragments", metavar="FILE", multiple=True,
                      help="Add a configuration fragment; may be repeated."),
-        click.option("--jobs", type=click.IntRange(1), help="For make; default: number of CPUs."),
+        _jobs,
     )  # fmt: skip
     for option in reversed(options):
         function = option(function)
@@ -92,6 +119,8 @@ def check(expression: str | None, tests: Sequence[str], **options: Any) -> int:
 
     TESTS are files or test ids; by default the whole suite.
     """
+    if str(STDIN) in options["patches"]:
+        options["patches"] = tuple(map(str, _patches(options["patches"], Store())))
     return plugin.check(expression, tests, _as_arguments(options))
 
 
@@ -113,12 +142,20 @@ def build(
     kernel: str,
     patches: Sequence[str],
     fragments: Sequence[str],
+    vmlinux: str | None,
     jobs: int | None,
     control: str | None,
 ) -> int:
     """Build a kernel, or find it in the store, and print where it is."""
     with _opened() as (_, store, progress):
-        wish = Wish(kernel, _paths(patches), _paths(fragments), control=control, jobs=jobs)
+        wish = Wish(
+            kernel,
+            _patches(patches, store),
+            _paths(fragments),
+            control=control,
+            jobs=jobs,
+            vmlinux=_path(vmlinux),
+        )
         built, _ = make_kernel(wish, store, progress)
     click.echo(built.entry or built.image)
     return ExitCode.PASS
@@ -134,6 +171,7 @@ def boot(
     kernel: str,
     patches: Sequence[str],
     fragments: Sequence[str],
+    vmlinux: str | None,
     jobs: int | None,
     mode: str,
     accel: str,
@@ -141,13 +179,14 @@ def boot(
     guest: bool,
 ) -> int:
     """Boot a kernel and give a shell on the host that runs it."""
-    wish = Wish(
-        kernel, _paths(patches), _paths(fragments), (mmu.parse(mode),), accel, control, jobs
-    )
+    modes = (mmu.parse(mode),)
     with contextlib.ExitStack() as stack:
         janitor, store, progress = stack.enter_context(_opened())
+        given = _patches(patches, store)
+        debug = _path(vmlinux)
+        wish = Wish(kernel, given, _paths(fragments), modes, accel, control, jobs, vmlinux=debug)
         parts = make_parts(wish, store, progress)
-        spec = host_spec(parts, wish.modes[0])
+        spec = host_spec(parts, modes[0])
         host = stack.enter_context(boot_host(spec, janitor.directory, parts.kernel, progress))
         if guest:
             agent = stack.enter_context(session(host, parts.probe))
@@ -159,6 +198,83 @@ def boot(
             )
         progress.note("The host is gone when this shell ends.")
         return interact(host)
+
+
+@command.command()
+@_kernel
+@click.argument("files", metavar="FILE...", nargs=-1, required=True)
+def patch(kernel: str, files: Sequence[str]) -> int:
+    """Try patches on kernel source, and say of every hunk what becomes of it.
+
+    FILE is a diff, a mailbox, a quilt directory, or - for standard input. Source is only read.
+    """
+    with _opened() as (janitor, store, progress):
+        series = read_series(_patches(files, store))
+        source = source_of(reference.parse(kernel), store, progress)
+        with source.peek(janitor.directory / "source") as read:
+            reports = try_out(series, read, janitor.directory / "patched")
+            release = release_of(read("Makefile")[1].decode(errors="replace"))
+    for report in reports:
+        click.echo("\n".join(map(printable, described(report, release))))
+    left = len(series) - len(reports)
+    if left:
+        click.echo(f"{left} more not tried, because they go on top of that.")
+    failed = reports[-1].status is Status.REJECTED
+    return ExitCode.UNTESTABLE if failed else ExitCode.PASS
+
+
+@command.command()
+@_kernel
+@_patch
+@_jobs
+@click.option("--no-build", is_flag=True, help="Only configure, which takes seconds.")
+def kconfig(kernel: str, patches: Sequence[str], jobs: int | None, no_build: bool) -> int:
+    """Check that MMU_NOTIFIER is there for KVM and for nobody else, by building small kernels."""
+    with _opened() as (_, store, progress):
+        series = read_series(_patches(patches, store))
+        source = source_of(reference.parse(kernel), store, progress)
+        claims = Claims(source, series, store, progress, jobs or os.cpu_count() or 1)
+        selection, findings = claims.check(build=not no_build)
+    click.echo(f"{' selects '.join(selection.chain)}, as do {len(selection.selectors)} in all.")
+    display.show_rows(claims_table(findings), display.console(sys.stdout))
+    wrong = any(finding.problems for finding in findings)
+    click.echo("The claims do not hold." if wrong else "The claims hold.")
+    return ExitCode.FAIL if wrong else ExitCode.PASS
+
+
+@command.command()
+@click.option(
+    "--older-than",
+    metavar="DAYS",
+    type=click.FloatRange(0),
+    help="Remove what was not used for so many days.",
+)
+@click.option("--at-most", metavar="GIB", type=click.FloatRange(0),
+              help="Remove what was not used for longest, down to this size.")  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
+def kernels(older_than: float | None, at_most: float | None, dry_run: bool) -> int:
+    """List the kernels in the store and what else is kept there, and clean up.
+
+    What is removed can be made again. What a process uses stays.
+    """
+    store = Store()
+    items = inventory(store)
+    now = time.time()
+    age = None if older_than is None else older_than * 86400
+    size = None if at_most is None else int(at_most * (1 << 30))
+    gone = to_remove(items, now, age, size)
+    if age is None and size is None:
+        display.show_rows(table(items, now), display.console(sys.stdout))
+        total = sum(item.size for item in items)
+        click.echo(f"{len(items)} in {printable(str(store.root))}, {size_text(total)} together.")
+        return ExitCode.PASS
+    for item in gone:
+        removed = dry_run or remove(item, store)
+        word = "Would remove" if dry_run else "Removed" if removed else "In use, kept"
+        click.echo(f"{word}: {item.kind} {printable(item.title)}, {size_text(item.size)}")
+    if not gone:
+        click.echo("There is nothing to remove.")
+    return ExitCode.PASS
 
 
 @command.command()
@@ -229,6 +345,15 @@ def _opened() -> Iterator[tuple[Janitor, Store, Progress]]:
 
 def _paths(names: Sequence[str]) -> tuple[Path, ...]:
     return tuple(map(Path, names))
+
+
+def _path(name: str | None) -> Path | None:
+    return None if name is None else Path(name)
+
+
+def _patches(names: Sequence[str], store: Store) -> tuple[Path, ...]:
+    """The paths of patches, of which one may be standard input."""
+    return with_stdin(_paths(names), sys.stdin.buffer.read, store)
 
 
 def _as_arguments(options: dict[str, Any]) -> list[str]:

@@ -284,6 +284,17 @@ def _text(text: str, console: Console, style: str = "") -> Text:
     return Text(_encodable(printable(text), console.encoding), style=style)
 
 
+def show_rows(rows: Sequence[Sequence[str]], console: Console) -> None:
+    """Print a table of plain text, whose first row has the titles of the columns."""
+    titles, *lines = rows
+    shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for title in titles:
+        shown.add_column(title, overflow="fold")
+    for line in lines:
+        shown.add_row(*(_text(cell, console) for cell in line))
+    console.print(shown)
+
+
 def _table(record: RunRecord, console: Console) -> Table:
     contents = table(record)
     shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")

@@ -53,9 +53,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--kernel",
         metavar="REF",
         default=DEFAULT_KERNEL,
-        help="bzImage, source tree, deb:linux-source-V or deb:linux-image-V (%(default)s)",
+        help="bzImage, source tree, TREE@REV, tarball, https, deb: or running (%(default)s)",
     )
     group.addoption("--patch", metavar="FILE", action="append", default=[], help="apply on top")
+    group.addoption("--vmlinux", metavar="FILE", type=Path, help="with its debug information")
     group.addoption("--config", metavar="FILE", action="append", default=[], help="add a fragment")
     group.addoption("--mmu", metavar="MODE", action="append", default=[], help=", ".join(mmu.Mmu))
     group.addoption("--accel", metavar="NAME", default="auto", help=", ".join(accelerator.REQUESTS))
@@ -76,6 +77,8 @@ def pytest_configure(config: pytest.Config) -> None:
             valid = ", ".join(accelerator.REQUESTS)
             given = config.getoption("--accel")
             raise UsageError(f"There is no accelerator {given!r}; choose one of {valid}.")
+        if "-" in config.getoption("--patch"):
+            raise UsageError("Standard input is pytest's own; use mmu-harness check --patch -.")
     except UsageError as error:
         raise pytest.UsageError(str(error)) from error
     control = config.getoption("--control")
@@ -88,6 +91,7 @@ def pytest_configure(config: pytest.Config) -> None:
         control=control,
         jobs=config.getoption("--jobs"),
         strict=config.getoption("--no-skips"),
+        vmlinux=config.getoption("--vmlinux"),
     )
     config.pluginmanager.register(SuitePlugin(config, wish), _PLUGIN)
 
@@ -388,6 +392,8 @@ def _repeat(wish: Wish, item: pytest.Item | None) -> tuple[str, ...]:
     for option, paths in (("--patch", wish.patches), ("--config", wish.fragments)):
         for path in paths:
             words += [option, str(path)]
+    if wish.vmlinux:
+        words += ["--vmlinux", str(wish.vmlinux)]
     modes = [_mode_of(item)] if item is not None else wish.modes
     for mode in modes:
         words += ["--mmu", str(mode)]

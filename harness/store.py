@@ -3,14 +3,16 @@
 
 An entry is a directory whose name is the digest of its key, that is of everything that went into
 it. It appears by a rename, so it is either complete or not there, and nobody changes it later.
-What must be changed in place (build trees, caches of digests) lives in plain directories, and
-whoever uses one holds a named lock.
+Whoever was given one holds it until its process ends, and marks the time; only what nobody holds
+can be removed. What must be changed in place (build trees, caches of digests) lives in plain
+directories, and whoever uses one holds a named lock.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -33,6 +35,7 @@ _ADVICE = {
     errno.ENOTDIR: "a part of the path is not a directory; remove it, or set XDG_CACHE_HOME",
     errno.EEXIST: "a part of the path is not a directory; remove it, or set XDG_CACHE_HOME",
 }
+_KEY = "key.json"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _GIB = 1 << 30
 
@@ -58,6 +61,7 @@ class Store:
         self.root = (root or platformdirs.user_cache_path("mmu-harness")).absolute()
         self._adopt = adopt
         self._release = release
+        self._held: dict[Path, int] = {}
 
     @staticmethod
     def digest(key: Mapping[str, object]) -> str:
@@ -69,7 +73,7 @@ class Store:
         """The entry of this key if it has been made."""
         with self._explained():
             path = self.root / kind / self.digest(key)
-            return path if path.is_dir() else None
+            return path if self._hold(path) else None
 
     def entry(
         self,
@@ -89,8 +93,9 @@ class Store:
         digest = self.digest(key)
         with self.lock(f"{kind}-{digest}", waiting=waiting), self._explained(making=True):
             final = self.root / kind / digest
-            if not final.is_dir():
+            if not self._hold(final):
                 self._make(final, key, make)
+                self._hold(final)
             return final
 
     @contextlib.contextmanager
@@ -108,6 +113,32 @@ class Store:
             yield
         finally:
             lock.release()
+
+    def remove(self, entry: Path) -> bool:
+        """Remove an entry if no process holds it; whether that was done."""
+        with self._lock_if_free(f"{entry.parent.name}-{entry.name}") as free, self._explained():
+            if not free:
+                return False
+            try:
+                mark = os.open(entry / _KEY, os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                return False
+            try:
+                fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self._vanish(entry)
+            except BlockingIOError:
+                return False
+            finally:
+                os.close(mark)
+        return True
+
+    def remove_directory(self, path: Path, lock: str) -> bool:
+        """Remove a directory that stays, if nobody holds its named lock; whether that was done."""
+        with self._lock_if_free(lock) as free, self._explained():
+            if free and path.is_dir():
+                self._vanish(path)
+                return True
+        return False
 
     def directory(self, name: str) -> Path:
         """A directory that stays, whose contents may be changed by whoever holds its lock."""
@@ -128,6 +159,51 @@ class Store:
                 "to a larger disk."
             )
 
+    def _hold(self, entry: Path) -> bool:
+        """Have nobody remove an entry while this process lives; whether it is there.
+
+        The lock belongs to the open file, and goes with it whatever ends the process.
+        """
+        if entry in self._held:
+            return entry.is_dir()
+        try:
+            mark = os.open(entry / _KEY, os.O_RDONLY | os.O_CLOEXEC)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        try:
+            fcntl.flock(mark, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            # It is being removed at this moment.
+            os.close(mark)
+            return False
+        if not entry.is_dir():
+            os.close(mark)
+            return False
+        self._held[entry] = mark
+        with contextlib.suppress(OSError):
+            os.utime(entry / _KEY)
+        return True
+
+    def _vanish(self, path: Path) -> None:
+        """Remove a directory so that it is never seen half there."""
+        going = path.with_name(f".{path.name}.removing")
+        shutil.rmtree(going, ignore_errors=True)
+        path.rename(going)
+        shutil.rmtree(going)
+
+    @contextlib.contextmanager
+    def _lock_if_free(self, name: str) -> Iterator[bool]:
+        """Hold the named lock if nobody does, without waiting; whether it is held."""
+        with contextlib.ExitStack() as held:
+            free = True
+            with self._explained():
+                path = self.directory("locks") / f"{_file_name(name)}.lock"
+                try:
+                    held.enter_context(filelock.FileLock(path).acquire(timeout=0))
+                except filelock.Timeout:
+                    free = False
+            yield free
+
     def _make(self, final: Path, key: Mapping[str, object], make: Callable[[Path], None]) -> None:
         scratch = final.with_name(f".{final.name}.making")
         final.parent.mkdir(parents=True, exist_ok=True)
@@ -138,7 +214,9 @@ class Store:
             scratch.mkdir()
             make(scratch)
             text = json.dumps({"kind": final.parent.name, "key": key}, indent=1, sort_keys=True)
-            (scratch / "key.json").write_text(text + "\n")
+            (scratch / _KEY).write_text(text + "\n")
+            # What cannot be held, although nobody removes it, has lost its key.
+            shutil.rmtree(final, ignore_errors=True)
             scratch.rename(final)
         except BaseException:
             shutil.rmtree(scratch, ignore_errors=True)

@@ -67,6 +67,7 @@ class Wish:
     control: str | None = None
     jobs: int | None = None
     strict: bool = False
+    vmlinux: Path | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +89,15 @@ def make_kernel(wish: Wish, store: Store, progress: Progress) -> tuple[Kernel, C
     control = find_control(wish.control, ref) if wish.control else None
     series = control.patches if control else ()
     patches = (*series, *wish.patches)
-    kernel = obtain(ref, patches, store, progress, wish.jobs, fragments=wish.fragments)
+    kernel = obtain(
+        ref,
+        patches,
+        store,
+        progress,
+        wish.jobs,
+        fragments=wish.fragments,
+        vmlinux=wish.vmlinux,
+    )
     return kernel, control
 
 

@@ -8,24 +8,19 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.errors import BuildError, SourceError, UsageError
+from harness.errors import BuildError, UsageError
 from harness.kernel import kconfig, modules, prebuilt
-from harness.kernel.debian import Apt
+from harness.kernel.configured import Configured
 from harness.kernel.fragments import Request, merged, project_fragments, read_fragments
 from harness.kernel.header import read_header
 from harness.kernel.make import Make, Toolchain, check_path, require_tools, toolchain
 from harness.kernel.model import Kernel as Kernel
 from harness.kernel.model import image_digest, read_config, require_kvm
-from harness.kernel.patches import patch_digest
-from harness.kernel.reference import (
-    DebianImage,
-    DebianSource,
-    ImageFile,
-    KernelReference,
-    SourceTree,
-)
-from harness.kernel.source import DebianSource as PackagedSource
-from harness.kernel.source import Source, UserTree
+from harness.kernel.origin import resolve, source_of
+from harness.kernel.reference import DebianImage, ImageFile, KernelReference
+from harness.kernel.series import Patch, read_series
+from harness.kernel.source import Source
+from harness.kernel.suite import apt_of
 from harness.kernel.tree import BuildTree
 from harness.progress import Progress
 from harness.store import Store
@@ -48,30 +43,34 @@ def obtain(
     jobs: int | None = None,
     *,
     fragments: Sequence[Path] = (),
+    vmlinux: Path | None = None,
 ) -> Kernel:
     """The kernel that a reference means, built if that was not done before.
 
     ``patches`` are applied in order to a copy of the source; ``fragments`` are configuration of
-    the user on top of kernel-config/; ``jobs`` is for make, by default the number of CPUs. Raises
-    UsageError for patches or fragments on a kernel that is built already, the subclasses of
+    the user on top of kernel-config/; ``jobs`` is for make, by default the number of CPUs;
+    ``vmlinux`` has the debug information of a kernel that is built already. Raises UsageError for
+    patches or fragments on such a kernel, or a vmlinux for another, the subclasses of
     KernelUntestableError when there is no kernel to be had from this input, and those of
     InfrastructureError when it is not the input's fault.
     """
-    apt = Apt(store)
+    reference = resolve(reference, store, progress)
     if isinstance(reference, (ImageFile, DebianImage)):
         _refuse(reference, patches, fragments)
         if isinstance(reference, ImageFile):
-            return prebuilt.from_image(reference, progress)
+            return prebuilt.from_image(reference, progress, vmlinux)
+        apt = apt_of(store, reference.suite)
         package = apt.image(reference.version)
-        return prebuilt.from_package(reference.text, package, apt, store, progress)
+        return prebuilt.from_package(reference.text, package, apt, store, progress, vmlinux)
+    if vmlinux is not None:
+        raise UsageError(
+            f"A vmlinux ({vmlinux}) is for a kernel that is built already; {reference.text} is "
+            "built here, with debug information of its own."
+        )
+    series = read_series(patches)
     requests = read_fragments((*project_fragments(), *fragments))
-    if isinstance(reference, DebianSource):
-        source: Source = PackagedSource(apt.source(reference.version), apt, progress)
-    elif isinstance(reference, SourceTree):
-        source = UserTree(reference, store)
-    else:
-        raise SourceError(f"{reference.text} is of a kind that cannot be built.")
-    build = _Build(source, patches, requests, store, progress, jobs or os.cpu_count() or 1)
+    source = source_of(reference, store, progress)
+    build = _Build(source, series, requests, store, progress, jobs or os.cpu_count() or 1)
     return build.kernel(reference.text)
 
 
@@ -81,7 +80,7 @@ class _Build:
     def __init__(
         self,
         source: Source,
-        patches: Sequence[Path],
+        patches: Sequence[Patch],
         requests: Sequence[Request],
         store: Store,
         progress: Progress,
@@ -122,7 +121,7 @@ class _Build:
         return {
             "recipe": _RECIPE,
             "source": self._source.digest,
-            "patches": [patch_digest(patch) for patch in self._patches],
+            "patches": [patch.digest for patch in self._patches],
             "config": {request.symbol: request.value for request in self._requests},
             "optional": sorted(r.symbol for r in self._requests if r.optional),
             "compiler": self._tools.compiler,
@@ -152,11 +151,16 @@ class _Build:
             shutil.move(log, directory / "build.log")
 
     def _configure(self, make: Make, tree: BuildTree) -> None:
+        text = merged(self._requests)
+        configured = Configured(tree, text, self._tools)
+        if configured.holds():
+            return
         with self._progress.phase("Configure"):
             requested = tree.home / "requested.config"
-            requested.write_text(merged(self._requests))
+            requested.write_text(text)
             make.configure(requested)
             kconfig.check(tree.root, self._requests, self._progress)
+        configured.remember()
 
     def _compile(self, make: Make, tree: Path, directory: Path) -> None:
         tools = _describe(self._tools, self._jobs)
@@ -195,7 +199,7 @@ def _refuse(reference: KernelReference, patches: Sequence[Path], fragments: Sequ
         if given:
             raise UsageError(
                 f"{what} ({given[0]}) needs kernel source, but {reference.text} is built already; "
-                "give a source tree or deb:linux-source-V."
+                "give a source tree, TREE@REV, a tarball or deb:linux-source-V."
             )
 
 

@@ -39,7 +39,22 @@ def look(path: str | os.PathLike[str]) -> tuple[str, bytes]:
             data = file.read()
     else:
         raise OSError(errno.EINVAL, "is neither a file nor a link", os.fspath(path))
-    return kind + hashlib.sha256(data).hexdigest(), data
+    return marked(kind, data), data
+
+
+def place(path: Path, mark: str, data: bytes) -> None:
+    """Write a file or link anew, as look() has seen it; its directory must be there."""
+    path.unlink(missing_ok=True)
+    if mark.startswith("l"):
+        os.symlink(data, os.fsencode(path))  # noqa: PTH211 - pathlib alters "./x"
+    else:
+        path.write_bytes(data)
+        path.chmod(0o755 if mark.startswith("x") else 0o644)
+
+
+def marked(kind: str, data: bytes) -> str:
+    """The fingerprint of a file of this kind: "f", "x" if executable, "l" for a link."""
+    return kind + hashlib.sha256(data).hexdigest()
 
 
 def digest(files: Mapping[str, str]) -> str:

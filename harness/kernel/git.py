@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import subprocess
 from pathlib import Path
 
-from harness.command import Completed, require, run
+from harness.command import Completed, require, run, spawned
 from harness.deadline import Deadline
 
 # A hook, or git itself during rebase --exec, leaves these behind for its children.
@@ -20,20 +22,37 @@ _INHERITED = (
 _SECONDS = 120.0
 
 
+_READING = (
+    # The checkout may belong to another user than the one who runs the harness (root).
+    "-c",
+    "safe.directory=*",
+    # It may name a program, and a tree under test is not to be trusted with that.
+    "-c",
+    "core.fsmonitor=false",
+)
+_READ_ONLY = {
+    "GIT_OPTIONAL_LOCKS": "0",
+    # A partial clone fetches what it lacks, by a program that its configuration names.
+    "GIT_NO_LAZY_FETCH": "1",
+    # Replaced objects would make one revision have two contents.
+    "GIT_NO_REPLACE_OBJECTS": "1",
+}
+
+
 def in_checkout(directory: Path, *arguments: str) -> Completed:
     """Run git in a checkout of the user, without writing to it; the status is not checked."""
-    settings = (
-        # The checkout may belong to another user than the one who runs the harness (root).
-        "-c",
-        "safe.directory=*",
-        # It may name a program, and a tree under test is not to be trusted with that.
-        "-c",
-        "core.fsmonitor=false",
-    )
-    return _git((*settings, *arguments), directory, {"GIT_OPTIONAL_LOCKS": "0"})
+    return _git((*_READING, *arguments), directory, _READ_ONLY)
 
 
-def outside_checkout(directory: Path, *arguments: str) -> Completed:
+def answering(
+    directory: Path, *arguments: str
+) -> contextlib.AbstractContextManager[subprocess.Popen[bytes]]:
+    """A git in a checkout of the user that reads questions and writes answers, as cat-file does."""
+    argv = [*_command(), *_READING, *arguments]
+    return spawned(argv, cwd=directory, env={"LC_ALL": "C.UTF-8", **_READ_ONLY}, stdin=True)
+
+
+def outside_checkout(directory: Path, *arguments: str, stdin: bytes | None = None) -> Completed:
     """Run git in a directory as if it lay in no repository; the status is not checked.
 
     Inside of a repository ``git apply`` silently skips files that are not below the current
@@ -44,7 +63,7 @@ def outside_checkout(directory: Path, *arguments: str) -> Completed:
         "GIT_CONFIG_NOSYSTEM": "1",
         "GIT_CONFIG_GLOBAL": "/dev/null",
     }
-    return _git(arguments, directory, environment)
+    return _git(arguments, directory, environment, stdin)
 
 
 def in_own(directory: Path, *arguments: str) -> Completed:
@@ -62,12 +81,22 @@ def in_own(directory: Path, *arguments: str) -> Completed:
     return _git((*settings, *arguments), directory, environment)
 
 
-def _git(arguments: tuple[str, ...], directory: Path, environment: dict[str, str]) -> Completed:
-    unset = [word for name in _INHERITED for word in ("-u", name)]
+def _git(
+    arguments: tuple[str, ...],
+    directory: Path,
+    environment: dict[str, str],
+    stdin: bytes | None = None,
+) -> Completed:
     return run(
-        ["env", *unset, require("git", "git"), *arguments],
+        [*_command(), *arguments],
         Deadline.after(_SECONDS, f"git {arguments[0]}"),
         cwd=directory,
         env={"LC_ALL": "C.UTF-8", **environment},
+        stdin=stdin,
         check=False,
     )
+
+
+def _command() -> list[str]:
+    unset = [word for name in _INHERITED for word in ("-u", name)]
+    return ["env", *unset, require("git", "git")]

@@ -28,6 +28,12 @@ _XLF_KERNEL_64 = 1 << 0
 _XLF_SINCE = (2, 12)
 """xloadflags exist since this version of the protocol, which every 64-bit kernel since 3.8 has."""
 
+_COMPRESSED = {
+    b"\x1f\x8b": "gzip",
+    b"\xfd7zXZ\0": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"BZh": "bzip2",
+}
 _LONGEST_VERSION = 512
 _HOW = "give the bzImage of an x86-64 kernel, as in arch/x86/boot/bzImage."
 
@@ -49,6 +55,11 @@ def read_header(path: Path) -> ImageHeader:
         raise ImageError(f"{path} is an ELF file, perhaps a vmlinux; {_HOW}")
     if start[56:60] == b"ARM\x64":
         raise ImageError(f"{path} is a kernel image for arm64; {_HOW}")
+    for magic, name in _COMPRESSED.items():
+        if start.startswith(magic):
+            raise ImageError(
+                f"{path} is {name} data, perhaps a tarball without .tar in its name; {_HOW}"
+            )
     if len(start) < _HEADER_END and size < _HEADER_END:
         raise ImageError(f"{path} is truncated: {size} bytes cannot hold a boot header; {_HOW}")
     if start[_BOOT_FLAG : _BOOT_FLAG + 2] != b"\x55\xaa" or start[_MAGIC : _MAGIC + 4] != b"HdrS":

@@ -17,11 +17,18 @@ _MOST_SHOWN = 12
 
 
 def check(tree: Path, requests: Sequence[Request], progress: Progress) -> None:
-    """Compare ``tree``/.config with the requests.
+    """Compare ``tree``/.config with the requests, as check_kept() does.
+
+    KconfigError is raised, too, when the result cannot run KVM with MMU notifiers.
+    """
+    require_kvm(check_kept(tree, requests, progress), "The requested configuration")
+
+
+def check_kept(tree: Path, requests: Sequence[Request], progress: Progress) -> dict[str, str]:
+    """The configuration in ``tree``/.config, if it kept what was requested.
 
     Raises KconfigError that names every symbol which does not exist in this tree or was dropped,
     with its fragment and line, and the dependency that dropped it. Optional ones are noted.
-    The same error is raised when the result cannot run KVM with MMU notifiers.
     """
     config = read_config(tree / ".config")
     unmet = [request for request in requests if not request.satisfied_by(config)]
@@ -35,7 +42,7 @@ def check(tree: Path, requests: Sequence[Request], progress: Progress) -> None:
         problems = [reason for request, reason in told if not request.optional]
         if problems:
             raise KconfigError(_sentence(problems))
-    require_kvm(config, "The requested configuration")
+    return config
 
 
 def explain(request: Request, kconfig: KconfigTree, config: Mapping[str, str]) -> str:

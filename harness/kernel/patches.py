@@ -9,34 +9,20 @@ originals lie beside the tree before it is touched, so that it can be put back e
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import json
-import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 
 from harness.command import Completed
-from harness.errors import PatchError, UsageError
-from harness.kernel import git
-from harness.kernel.fingerprint import fingerprint, write_atomically
-
-_APPLY = (
-    "-c",
-    "core.autocrlf=false",
-    "-c",
-    "core.fileMode=true",
-    "apply",
-    "--whitespace=nowarn",
-)
-
-
-def patch_digest(patch: Path) -> str:
-    """The sha256 of a patch; raises UsageError for what cannot be read."""
-    try:
-        return hashlib.sha256(patch.read_bytes()).hexdigest()
-    except OSError as error:
-        raise UsageError(f"The patch {patch} cannot be read: {error.strerror}.") from error
+from harness.errors import PatchError
+from harness.kernel import hunks
+from harness.kernel.fingerprint import fingerprint, place, write_atomically
+from harness.kernel.hunks import PatchReport, Status
+from harness.kernel.landmarks import release_of_tree, target
+from harness.kernel.series import Patch
+from harness.kernel.source import Reader
 
 
 class Patched:
@@ -53,13 +39,13 @@ class Patched:
         """The files that may differ from the source because of patches."""
         return frozenset(self._read_journal())
 
-    def apply(self, patches: Sequence[Path]) -> None:
+    def apply(self, patches: Sequence[Patch]) -> tuple[PatchReport, ...]:
         """Make the tree be the source plus exactly these patches, in their order.
 
-        Raises PatchError that names the patch, the files and the hunks that fail; the tree is
-        then as it was.
+        A patch that the source has already changes nothing. Raises PatchError that names the
+        patch, the files and the hunks that fail; the tree is then as it was.
         """
-        wanted = self._render([patch.absolute() for patch in patches])
+        wanted, reports = self._render(patches)
         before = self._read_journal()
         for name in sorted(wanted - before.keys()):
             _copy(self._root / name, self._originals / name)
@@ -74,6 +60,7 @@ class Patched:
         for name in journal.keys() - wanted:
             _remove(self._originals / name)
         shutil.rmtree(self._results, ignore_errors=True)
+        return reports
 
     def revert(self) -> None:
         """Put the source back as it was before any patch."""
@@ -82,58 +69,22 @@ class Patched:
     def _from(self, name: str, wanted: frozenset[str]) -> Path:
         return (self._results if name in wanted else self._originals) / name
 
-    def _render(self, patches: Sequence[Path]) -> frozenset[str]:
+    def _render(self, patches: Sequence[Patch]) -> tuple[frozenset[str], tuple[PatchReport, ...]]:
         """Fill the results directory with the patched files; returns their names."""
-        shutil.rmtree(self._results, ignore_errors=True)
-        self._results.mkdir(parents=True)
-        names = {patch: self._names(patch) for patch in patches}
-        wanted = frozenset(name for touched in names.values() for name in touched)
         journal = self._read_journal()
-        for name in wanted:
+
+        def take(name: str, target: Path) -> None:
             original = (self._originals if name in journal else self._root) / name
             if original.is_dir() and not original.is_symlink():
-                raise PatchError(f"A patch changes {name}, which is a directory in this source.")
-            _copy(original, self._results / name)
-        for patch in patches:
-            done = git.outside_checkout(self._results, *_APPLY, "--", str(patch))
-            if done.status != 0:
-                raise PatchError(self._failure(patch))
-        return wanted
+                raise IsADirectoryError
+            _copy(original, target)
 
-    def _names(self, patch: Path) -> frozenset[str]:
-        """The files that a patch touches: a rename has its new name forward, its old backward."""
-        patch_digest(patch)
-        names: set[str] = set()
-        for direction in ((), ("-R",)):
-            told = git.outside_checkout(
-                self._results, *_APPLY, *direction, "--numstat", "-z", "--", str(patch)
-            )
-            if told.status != 0:
-                raise PatchError(f"{patch} is not a patch that git can read: {_last(told)}")
-            for record in filter(None, told.stdout.split("\0")):
-                names.add(record.split("\t", 2)[2])
-        for name in names:
-            parts = PurePosixPath(name).parts
-            if name.startswith("/") or ".." in parts or ".git" in parts:
-                raise PatchError(f"{patch} changes {name}, which is outside of the source tree.")
-        if not names:
-            raise PatchError(f"{patch} changes no file.")
-        return frozenset(names)
-
-    def _failure(self, patch: Path) -> str:
-        """Say which hunks of a patch fail, by applying all of it that can be applied."""
-        back = git.outside_checkout(self._results, *_APPLY, "--check", "-R", "--", str(patch))
-        if back.status == 0:
-            return f"{patch} does not apply, because this source has it already."
-        # The results are thrown away, so they may be left half-patched.
-        told = git.outside_checkout(self._results, *_APPLY, "--reject", "-v", "--", str(patch))
-        problems = rejected(told.stderr + told.stdout) or [_last(told)]
-        shutil.rmtree(self._results, ignore_errors=True)
-        return (
-            f"{patch} does not apply to this source:\n  "
-            + "\n  ".join(problems)
-            + "\nRebase it onto this kernel, or take a kernel that it was made for."
-        )
+        names, reports = _render(patches, take, self._results)
+        for report in reports:
+            if report.status is Status.REJECTED:
+                shutil.rmtree(self._results, ignore_errors=True)
+                raise PatchError(explain(report, release_of_tree(self._root)))
+        return names, reports
 
     def _read_journal(self) -> dict[str, str]:
         try:
@@ -147,36 +98,95 @@ class Patched:
         write_atomically(self._journal, json.dumps(journal, indent=1, sort_keys=True))
 
 
-def rejected(output: str) -> list[str]:
-    """What went wrong, one line a file, from the output of ``git apply --reject -v``."""
-    lines: dict[str, list[str]] = {}
-    hunks: dict[str, list[str]] = {}
-    other = []
-    current = ""
-    for line in output.splitlines():
-        if match := re.fullmatch(r"error: patch failed: (.*):(\d+)", line):
-            lines.setdefault(match[1], []).append(match[2])
-        elif match := re.fullmatch(r"Applying patch (.*) with \d+ rejects?\.\.\.", line):
-            current = match[1]
-        elif match := re.fullmatch(r"Rejected hunk #(\d+)\.", line):
-            hunks.setdefault(current, []).append(match[1])
-        elif match := re.fullmatch(
-            r"error: (.*: (?:No such file or directory|already exists in working directory"
-            r"|does not exist in index|wrong type|cannot apply binary patch.*))",
-            line,
-        ):
-            other.append(match[1].replace("working directory", "this source"))
-    told = []
-    for name in dict.fromkeys([*lines, *hunks]):
-        which = ", ".join(f"#{number}" for number in hunks.get(name, []))
-        where = ", ".join(lines.get(name, []))
-        told.append(
-            f"{name}: "
-            + (f"hunk {which} " if which else "a hunk ")
-            + (f"(line {where}) " if where else "")
-            + "does not match"
-        )
-    return told + other
+def try_out(patches: Sequence[Patch], read: Reader, scratch: Path) -> tuple[PatchReport, ...]:
+    """What would become of the patches in a source, which is only read.
+
+    ``scratch`` is made and removed. The reports end with the first patch that is rejected: what
+    comes after it was made to go on top of it. Raises PatchError as Patched.apply() does, but
+    not for a patch that is rejected.
+    """
+
+    def take(name: str, target: Path) -> None:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            mark, data = read(name)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            place(target, mark, data)
+
+    try:
+        return _render(patches, take, scratch)[1]
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _render(
+    patches: Sequence[Patch], take: Callable[[str, Path], None], results: Path
+) -> tuple[frozenset[str], tuple[PatchReport, ...]]:
+    """Make the patched files in ``results`` from copies of the originals that ``take`` puts there.
+
+    Returns the names of all files that the patches touch, and the reports.
+    """
+    shutil.rmtree(results, ignore_errors=True)
+    results.mkdir(parents=True)
+    touched = frozenset(name for patch in patches for name in _names(patch, results))
+    for name in sorted(touched):
+        try:
+            take(name, results / name)
+        except OSError as error:
+            raise PatchError(
+                f"A patch changes {name}, which is no file in this source "
+                f"({error.strerror or 'Is a directory'})."
+            ) from error
+    reports = []
+    for patch in patches:
+        reports.append(hunks.apply(patch, results))
+        if reports[-1].status is Status.REJECTED:
+            break
+    return touched, tuple(reports)
+
+
+def explain(report: PatchReport, release: str) -> str:
+    """Why a patch does not apply to a tree of this release, for a person."""
+    made_for = target(report.patch)
+    advice = "Rebase it onto this kernel, or take a kernel that it was made for"
+    if made_for is not None and made_for.excludes(release):
+        advice += f" ({made_for}, since {' and '.join(made_for.because)}; this is {release})"
+    return (
+        f"{report.patch.origin}{_which(report.patch)} does not apply to this source; "
+        f"{report.verdict}:\n  " + "\n  ".join(report.failures()) + f"\n{advice}."
+    )
+
+
+def described(report: PatchReport, release: str) -> list[str]:
+    """The whole report on a patch in a tree of this release, as lines."""
+    patch = report.patch
+    subject = f": {patch.subject}" if patch.subject and patch.subject not in patch.name else ""
+    count = len(patch.paths)
+    lines = [f"{patch.name}{subject}", f"  changes {count} file{'' if count == 1 else 's'}"]
+    made_for = target(patch)
+    if made_for is not None:
+        lines.append(f"  made for {made_for}: {', '.join(made_for.because)}; this is {release}")
+    for file in report.files:
+        problem = f": {file.problem}" if file.problem else ""
+        lines.append(f"  {file.path}: {file.status}{problem}")
+        lines += [f"    {hunk.line()}" for hunk in file.hunks if not file.problem]
+    return [*lines, f"  => {report.verdict}"]
+
+
+def _which(patch: Patch) -> str:
+    """What tells a patch from others in the same file."""
+    return "" if patch.name == patch.origin.name else f" ({patch.name})"
+
+
+def _names(patch: Patch, results: Path) -> frozenset[str]:
+    """The files that a patch touches."""
+    names = hunks.touched(patch, results)
+    if isinstance(names, Completed):
+        raise PatchError(f"{patch.origin} is not a patch that git can read: {_last(names)}")
+    for name in names:
+        parts = PurePosixPath(name).parts
+        if name.startswith("/") or ".." in parts or ".git" in parts:
+            raise PatchError(f"{patch.origin} changes {name}, which is outside of the source tree.")
+    return names
 
 
 def _last(told: Completed) -> str:

@@ -7,10 +7,10 @@ import mmap
 import os
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 
-from harness.errors import SourceError
+from harness.errors import ImageError, SourceError, UsageError
 from harness.kernel import modules
 from harness.kernel.debian import Apt, Package
 from harness.kernel.header import ImageHeader, read_header
@@ -24,9 +24,18 @@ _RECIPE = 1
 
 
 def from_package(
-    origin: str, package: Package, apt: Apt, store: Store, progress: Progress
+    origin: str,
+    package: Package,
+    apt: Apt,
+    store: Store,
+    progress: Progress,
+    vmlinux: Path | None = None,
 ) -> Kernel:
-    """Debian's kernel with its modules indexed; raises SourceError for a package without them."""
+    """Debian's kernel with its modules indexed.
+
+    ``vmlinux`` is a file with debug information, as the -dbg package has it. Raises SourceError
+    for a package without a kernel or modules, ImageError for a vmlinux of another build.
+    """
 
     def make(directory: Path) -> None:
         unpacked = apt.unpacked(package, progress)
@@ -49,21 +58,26 @@ def from_package(
     entry = store.entry("prebuilt", key, make)
     image, config = entry / "bzImage", entry / "config"
     require_kvm(read_config(config), f"The kernel {package.title}")
+    header = read_header(image)
     return Kernel(
         image=image,
-        release=read_header(image).release,
+        release=header.release,
         digest=image_digest(image),
         origin=origin,
         config=config,
+        vmlinux=None if vmlinux is None else _given(vmlinux, header, image),
         modules=entry / "modules",
+        debug_modules=None if vmlinux is None else _debug_modules([vmlinux.parent], header),
         entry=entry,
     )
 
 
-def from_image(reference: ImageFile, progress: Progress) -> Kernel:
+def from_image(reference: ImageFile, progress: Progress, vmlinux: Path | None = None) -> Kernel:
     """A bzImage, with what belongs to it where a build tree or /boot has it.
 
-    What is there but belongs to another kernel is left out, with a note that says so.
+    What is there but belongs to another kernel is left out, with a note that says so. A
+    ``vmlinux`` of the user's is taken instead of one beside the image; raises ImageError if it
+    belongs to another.
     """
     image = reference.path
     header = read_header(image)
@@ -83,15 +97,50 @@ def from_image(reference: ImageFile, progress: Progress) -> Kernel:
         digest=image_digest(image),
         origin=reference.text,
         config=config,
-        vmlinux=_vmlinux(header, places, progress),
+        vmlinux=(
+            _vmlinux(header, places, progress)
+            if vmlinux is None
+            else _given(vmlinux, header, image)
+        ),
         modules=_modules(header.release, image.parent, progress),
-        debug_modules=_debug_modules(places),
+        debug_modules=_debug_modules(
+            [*places, *_debug_places(places)] if vmlinux is None else [vmlinux.parent], header
+        ),
     )
 
 
-def _vmlinux(header: ImageHeader, places: Iterable[Path], progress: Progress) -> Path | None:
-    for place in places:
-        path = place / "vmlinux"
+def _given(path: Path, header: ImageHeader, image: Path) -> Path:
+    """The vmlinux that the user gave, if it is of the same build as the image."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(4)
+    except OSError as error:
+        raise UsageError(f"The vmlinux {path} cannot be read: {error.strerror}.") from error
+    if start != b"\x7fELF":
+        raise ImageError(
+            f"{path} is no ELF file, so no vmlinux; give the uncompressed vmlinux of the build, "
+            "or the one of the package with debug information."
+        )
+    if not _same_build(path, header):
+        raise ImageError(
+            f"{path} is of another build than {image} ({header.banner}), so what it says of "
+            "addresses and types would be wrong; give the vmlinux of this build."
+        )
+    return path.absolute()
+
+
+def _debug_places(places: Sequence[Path]) -> list[Path]:
+    """Where packages with debug information put it, for images in these directories."""
+    roots = [place.parent for place in places if place.name == "boot"]
+    return [root / "usr/lib/debug" / name for root in roots for name in ("boot", "lib/modules")]
+
+
+def _vmlinux(header: ImageHeader, places: Sequence[Path], progress: Progress) -> Path | None:
+    release = header.release
+    names = [place / name for place in places for name in ("vmlinux", f"vmlinux-{release}")]
+    for place in _debug_places(places):
+        names += [place / f"vmlinux-{release}", place / release / "vmlinux"]
+    for path in names:
         if not path.is_file() or path.stat().st_size == 0:
             continue
         if _same_build(path, header):
@@ -122,6 +171,9 @@ def _modules(release: str, directory: Path, progress: Progress) -> Path | None:
     candidates = [directory / "modules", directory / "lib/modules"]
     if directory.name == "boot":
         candidates += [directory.parent / "lib/modules", directory.parent / "usr/lib/modules"]
+    if directory.name == release:
+        # Some distributions keep the image among its modules.
+        candidates.append(directory.parent)
     for candidate in candidates:
         if (candidate / release / "modules.dep").is_file():
             return candidate
@@ -132,9 +184,13 @@ def _modules(release: str, directory: Path, progress: Progress) -> Path | None:
     return None
 
 
-def _debug_modules(places: Iterable[Path]) -> Path | None:
-    """Where a build tree has the unstripped modules of KVM."""
-    found = _first(*(place / "arch/x86/kvm/kvm.ko" for place in places))
+def _debug_modules(places: Sequence[Path], header: ImageHeader) -> Path | None:
+    """Where a build tree, or a package with debug information, has the unstripped KVM modules."""
+    kvm = "arch/x86/kvm"
+    names = (f"{kvm}/kvm.ko", f"kernel/{kvm}/kvm.ko", f"{header.release}/kernel/{kvm}/kvm.ko")
+    # /usr/lib/debug/boot has only vmlinux; its modules are in the directory beside it.
+    beside = [place.parent / "lib/modules" for place in places if place.name == "boot"]
+    found = _first(*(place / name for place in (*places, *beside) for name in names))
     return None if found is None else found.parent
 
 

@@ -10,11 +10,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fnmatch
+import functools
 import hashlib
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -23,7 +24,7 @@ from harness.deadline import Deadline
 from harness.errors import SourceError
 from harness.kernel import git
 from harness.kernel.debian import Apt, Package
-from harness.kernel.fingerprint import FingerprintCache, digest
+from harness.kernel.fingerprint import FingerprintCache, digest, look
 from harness.kernel.reference import SourceTree
 from harness.progress import Progress
 from harness.store import Store
@@ -38,6 +39,14 @@ class Files:
     root: Path
     fingerprints: Mapping[str, str]
     ours: bool
+
+    def read(self, name: str) -> tuple[str, bytes]:
+        """The fingerprint and the contents of one file; raises OSError if it cannot be read."""
+        return look(self.root / name)
+
+
+Reader = Callable[[str], tuple[str, bytes]]
+"""Reads one file as Files.read() does; raises FileNotFoundError for what is not in the source."""
 
 
 class Source(Protocol):
@@ -57,6 +66,9 @@ class Source(Protocol):
 
     def open(self, scratch: Path) -> contextlib.AbstractContextManager[Files]:
         """Its files; ``scratch`` does not exist and may be made, and is removed at the end."""
+
+    def peek(self, scratch: Path) -> contextlib.AbstractContextManager[Reader]:
+        """A reader of single files, without looking at all of them where that can be saved."""
 
 
 class DebianSource:
@@ -101,27 +113,20 @@ class DebianSource:
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
+    @contextlib.contextmanager
+    def peek(self, scratch: Path) -> Iterator[Reader]:
+        """Reads from all files unpacked."""
+        with self.open(scratch) as files:
+            yield files.read
+
 
 class UserTree:
     """A directory of the user; what git tracks or might track, or all but build products."""
 
     def __init__(self, reference: SourceTree, store: Store) -> None:
         self._root = reference.path.resolve()
-        name = re.sub(r"[^A-Za-z0-9._+-]", "-", self._root.name).lstrip(".-") or "tree"
-        where = hashlib.sha256(os.fsencode(self._root)).hexdigest()[:12]
-        self._lineage = f"{name}-{where}"
-        cache = FingerprintCache(
-            self._root, store.directory("fingerprints") / f"{self._lineage}.json"
-        )
-        try:
-            found = {name: cache.get(name) for name in _source_files(self._root)}
-        except OSError as error:
-            raise SourceError(
-                f"The source tree {self._root} cannot be read: {error.filename}: {error.strerror}."
-            ) from error
-        # What git still tracks may have been deleted in the work tree.
-        self._fingerprints = {name: mark for name, mark in found.items() if mark != "-"}
-        cache.save()
+        self._lineage = lineage(self._root)
+        self._store = store
 
     @property
     def lineage(self) -> str:
@@ -135,13 +140,40 @@ class UserTree:
 
     @property
     def digest(self) -> str:
-        """A digest of the contents."""
+        """A digest of the contents; raises SourceError if they cannot be read."""
         return digest(self._fingerprints)
 
     @contextlib.contextmanager
     def open(self, scratch: Path) -> Iterator[Files]:
         """The files where they are."""
         yield Files(self._root, self._fingerprints, ours=False)
+
+    @contextlib.contextmanager
+    def peek(self, scratch: Path) -> Iterator[Reader]:
+        """Reads the files where they are."""
+        yield lambda name: look(self._root / name)
+
+    @functools.cached_property
+    def _fingerprints(self) -> dict[str, str]:
+        """As the tree is at the first question: all that is built comes from the same moment."""
+        cache = FingerprintCache(
+            self._root, self._store.directory("fingerprints") / f"{self._lineage}.json"
+        )
+        try:
+            found = {name: cache.get(name) for name in _source_files(self._root)}
+        except OSError as error:
+            raise SourceError(
+                f"The source tree {self._root} cannot be read: {error.filename}: {error.strerror}."
+            ) from error
+        cache.save()
+        # What git still tracks may have been deleted in the work tree.
+        return {name: mark for name, mark in found.items() if mark != "-"}
+
+
+def lineage(root: Path) -> str:
+    """The name of the build tree that all versions of the source at a path share."""
+    name = re.sub(r"[^A-Za-z0-9._+-]", "-", root.name).lstrip(".-") or "tree"
+    return f"{name}-{hashlib.sha256(os.fsencode(root)).hexdigest()[:12]}"
 
 
 def everything(root: Path) -> list[str]:

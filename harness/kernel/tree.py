@@ -11,13 +11,16 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from harness.errors import KernelUntestableError, MachineUnfitError, SourceError
-from harness.kernel.fingerprint import fingerprint, look, write_atomically
+from harness.kernel.fingerprint import fingerprint, place, write_atomically
+from harness.kernel.hunks import PatchReport, Status
 from harness.kernel.patches import Patched
+from harness.kernel.series import Patch
 from harness.kernel.source import Files, Source, everything
 from harness.progress import Progress
 
@@ -35,11 +38,11 @@ class BuildTree:
         self._manifest = home / "manifest.json"
         self._making = home / "making"
 
-    def become(self, source: Source, patches: Sequence[Path], progress: Progress) -> None:
+    def become(self, source: Source, patches: Sequence[Patch], progress: Progress) -> None:
         """Make the tree be this source with these patches, touching only files that differ.
 
-        Raises PatchError when a patch does not apply, SourceError when the source changes
-        meanwhile.
+        What became of a patch that did not go on just as it is, is noted. Raises PatchError
+        when a patch does not apply, SourceError when the source changes meanwhile.
         """
         self._forget_interrupted_make()
         records, digest = self._read_manifest()
@@ -52,7 +55,16 @@ class BuildTree:
                     shutil.rmtree(path, ignore_errors=True)
             with source.open(self.home / "incoming") as files:
                 self._take(files, records, source.digest, progress)
-        self._patched.apply(patches)
+        for report in self._patched.apply(patches):
+            _note(report, progress)
+
+    def fingerprints(self, wanted: re.Pattern[str]) -> dict[str, str]:
+        """The fingerprints of the files whose whole names match, patches included."""
+        records, _ = self._read_manifest()
+        patched = self._patched.touched()
+        found = {name: mark for name, (mark, _, _) in records.items() if wanted.fullmatch(name)}
+        found |= {name: fingerprint(self.root / name) for name in patched if wanted.fullmatch(name)}
+        return found
 
     @contextlib.contextmanager
     def being_made(self) -> Iterator[None]:
@@ -106,13 +118,13 @@ class BuildTree:
             for count, (name, mark) in enumerate(files.fingerprints.items()):
                 old = records.get(name)
                 if old is None or old[0] != mark or not self._unchanged(name, old):
-                    self._put(files.root, name, mark, ready)
+                    self._put(files, name, mark, ready)
                 fresh[name] = self._record(name, mark)
                 if count % 5000 == 0:
                     progress.update(f"{count} of {len(files.fingerprints)} files")
         self._write_manifest(fresh, digest)
 
-    def _put(self, source: Path, name: str, mark: str, ready: set[str]) -> None:
+    def _put(self, files: Files, name: str, mark: str, ready: set[str]) -> None:
         """Have the source's file in the tree; ``ready`` are directories known to be there."""
         target = self.root / name
         directory = name.rpartition("/")[0]
@@ -124,18 +136,13 @@ class BuildTree:
         if fingerprint(target) == mark:
             return
         try:
-            seen, data = look(source / name)
+            seen, data = files.read(name)
         except OSError as error:
-            raise SourceError(f"{source / name} cannot be read: {error.strerror}.") from error
+            raise SourceError(f"{files.root / name} cannot be read: {error.strerror}.") from error
         if seen != mark:
-            raise SourceError(f"{source / name} changed while it was read; run it again.")
-        target.unlink(missing_ok=True)
+            raise SourceError(f"{files.root / name} changed while it was read; run it again.")
         # Written anew: make must see that the file changed, however old the source is.
-        if mark.startswith("l"):
-            os.symlink(data, os.fsencode(target))  # noqa: PTH211 - pathlib alters "./x"
-        else:
-            target.write_bytes(data)
-            target.chmod(0o755 if mark.startswith("x") else 0o644)
+        place(target, mark, data)
 
     def _clear_way(self, name: str) -> None:
         """Remove what has the place of a file or of one of its directories."""
@@ -185,3 +192,10 @@ class BuildTree:
 
     def _write_manifest(self, records: dict[str, _Record], digest: str) -> None:
         write_atomically(self._manifest, json.dumps({"digest": digest, "files": records}))
+
+
+def _note(report: PatchReport, progress: Progress) -> None:
+    if report.status is Status.ALREADY:
+        progress.note(f"{report.patch.name}: this source has it already.")
+    elif report.status is Status.OFFSET:
+        progress.note(f"{report.patch.name} applied with offset: {'; '.join(report.moves())}.")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,68 @@ def test_a_directory_that_is_no_source(tmp_path: Path) -> None:
     checked = check(tmp_path, f"--kernel={tmp_path / 'empty'}")
     assert checked.code == 125
     assert str(tmp_path / "empty") in checked.said
+
+
+DIGEST = "0" * 64
+
+
+@pytest.mark.parametrize(
+    ("reference", "code", "says"),
+    [
+        ("{}/none@v6.12", 125, "no kernel image"),
+        ("{}@", 201, "names no revision"),
+        ("{}@v6.12", 125, "is not a git checkout"),
+        ("{}/none.tar.xz", 125, "does not exist"),
+        ("{}/empty.tar.xz", 125, "is empty"),
+        ("{}/words.tar.gz", 125, "is not a tarball"),
+        ("{}/cut.tar.xz", 125, "damaged or truncated"),
+        ("https://localhost:1/x.tar.xz", 201, "without a digest"),
+        ("https://localhost:1/x.tar.xz#sha256=12", 201, "without a digest"),
+        (f"http://localhost:1/x.tar.xz#sha256={DIGEST}", 201, "not https"),
+        (f"https://localhost:1/x.tar.xz#sha256={DIGEST}", 200, "cannot be fetched"),
+        ("deb:linux-source-6.12/no-such-suite", 125, "knows no suite no-such-suite"),
+        ("deb:linux-image-6.12/../x", 201, "not a Debian kernel package"),
+        ("deb:linux-source-0.1", 125, "knows no package linux-source-0.1"),
+    ],
+)
+def test_a_reference_that_leads_nowhere(
+    tmp_path: Path, reference: str, code: int, says: str
+) -> None:
+    (tmp_path / "empty.tar.xz").write_bytes(b"")
+    (tmp_path / "words.tar.gz").write_text("words\n")
+    with tarfile.open(tmp_path / "cut.tar.xz", "w:xz") as tar:
+        tar.add(Path(__file__), "linux/Makefile")
+    whole = (tmp_path / "cut.tar.xz").read_bytes()
+    (tmp_path / "cut.tar.xz").write_bytes(whole[: len(whole) // 2])
+    checked = check(tmp_path, f"--kernel={reference.format(tmp_path)}")
+    assert checked.code == code
+    assert says in checked.said
+
+
+def test_a_vmlinux_that_cannot_be_read_or_is_none(tmp_path: Path) -> None:
+    for code, given in ((201, tmp_path / "none"), (125, Path(__file__))):
+        checked = check(tmp_path, "--kernel=deb:linux-image-6.1", f"--vmlinux={given}")
+        assert checked.code == code
+        assert str(given) in checked.said
+
+
+@pytest.mark.parametrize(
+    ("content", "code", "says"),
+    [
+        (None, 201, "cannot be read"),
+        ("", 125, "is empty"),
+        ("only words\n", 125, "no diff in it"),
+        (PATCH[:-30], 125, "damaged patch: hunk #1"),
+    ],
+)
+def test_a_patch_that_is_none(tmp_path: Path, content: str | None, code: int, says: str) -> None:
+    patch = tmp_path / "-a bad, patch"
+    if content is not None:
+        patch.write_text(content)
+    checked = check(tmp_path, f"--patch={patch}")
+    assert checked.code == code
+    assert says in checked.said
+    assert str(patch) in checked.said
 
 
 def test_a_patch_that_does_not_apply_names_the_hunk(tmp_path: Path) -> None:

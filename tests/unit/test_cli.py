@@ -28,7 +28,9 @@ from harness.errors import (
     UsageError,
     Violation,
 )
+from harness.kernel.claims import CASES, Claims, Finding, Selection
 from harness.machine import mmu
+from harness.store import Store
 from harness.workbench import Wish
 
 SECONDS = 60
@@ -299,10 +301,12 @@ def wishes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Wish]:
 def test_a_build_prints_where_the_kernel_is_and_nothing_else(
     command: Command, wishes: list[Wish], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    words = ("--kernel", "linux", "--patch", "a", "--config", "b", "--jobs", "2", "--control", "c")
+    words = ("--kernel", "linux", "--patch", "a", "--config", "b", "--jobs", "2", "--control", "c",
+             "--vmlinux", "d")  # fmt: skip
     assert command("build", *words) == 0
     assert capfd.readouterr().out == "/store/kernel/1\n"
-    assert wishes == [Wish("linux", (Path("a"),), (Path("b"),), control="c", jobs=2)]
+    asked = Wish("linux", (Path("a"),), (Path("b"),), control="c", jobs=2, vmlinux=Path("d"))
+    assert wishes == [asked]
 
 
 def test_a_prebuilt_kernel_is_where_it_was(
@@ -349,6 +353,160 @@ def test_a_booted_host_gets_a_shell_and_its_status_is_ours(
     assert happened == [
         "spec of shadow", *inner, "shell on host", *outer, "end of spec of shadow",
     ]  # fmt: skip
+
+
+# Trying patches.
+
+CHANGE = "--- a/Kconfig\n+++ b/Kconfig\n@@ -1 +1 @@\n-{}\n+new\n"
+
+
+@pytest.fixture
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory that passes for kernel source, and a cache of its own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    root = tmp_path / "my linux"
+    (root / "arch/x86").mkdir(parents=True)
+    (root / "Makefile").write_text("VERSION = 6\nPATCHLEVEL = 12\nSUBLEVEL = 3\n")
+    (root / "Kconfig").write_text("old\n")
+    (root / "arch/x86/Kconfig").write_text("")
+    return root
+
+
+def contents(root: Path) -> dict[str, tuple[bytes, int]]:
+    return {
+        str(path): (path.read_bytes(), path.stat().st_mtime_ns)
+        for path in root.rglob("*")
+        if path.is_file()
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "said"),
+    [
+        (CHANGE.format("old"), 0, ["Kconfig: applied", "hunk #1 (line 1) applied", "=> applied"]),
+        (CHANGE.format("no"), 125, ["hunk #1 (line 1) rejected", "=> rejected"]),
+        (CHANGE.format("new").replace("+new", "+old"), 0, ["=> already applied"]),
+        (
+            "mm: \x1b[31mred\n" + CHANGE.format("old").replace("a/Kconfig", "/dev/null")
+            .replace("-1 +1", "-0,0 +1").replace("-old\n", ""),
+            125,
+            ["mm: \\x1b[31mred", "=> not applicable: this tree already has Kconfig"],
+        ),
+    ],
+)  # fmt: skip
+def test_a_patch_is_tried_and_the_source_stays_as_it_is(
+    command: Command,
+    tree: Path,
+    capfd: pytest.CaptureFixture[str],
+    text: str,
+    code: int,
+    said: list[str],
+) -> None:
+    patch = tree.parent / "-x.patch"
+    patch.write_text(text)
+    before = contents(tree)
+    assert command("patch", "--kernel", str(tree), "--", str(patch)) == code
+    out = capfd.readouterr().out
+    assert all(words in out for words in said), out
+    assert contents(tree) == before
+
+
+def test_what_comes_after_a_rejected_patch_is_not_tried(
+    command: Command, tree: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tree.parent / "bad").write_text(CHANGE.format("no"))
+    words = [str(tree.parent / "bad")] * 3
+    assert command("patch", "--kernel", str(tree), *words) == 125
+    assert "2 more not tried" in capfd.readouterr().out
+
+
+def test_patches_need_source_and_files(
+    command: Command, tree: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert command("patch", "--kernel", str(tree)) == 201
+    assert command("patch", "--kernel", str(tree), str(tree / "none")) == 201
+    assert command("patch", "--kernel", str(tree), str(tree / "Kconfig")) == 125
+    assert "there is no diff in it" in capfd.readouterr().err
+
+
+# The store, and the claims about the configuration.
+
+
+def entry(store: Store, release: str) -> Path:
+    path = store.entry("debian", {"package": release}, lambda p: (p / "x").touch())
+    os.close(store._held.pop(path))
+    os.utime(path / "key.json", (1, 1))
+    return path
+
+
+def test_the_store_is_listed_and_cleaned(
+    command: Command,
+    capfd: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert command("kernels") == 0
+    assert f"0 in {tmp_path}/mmu-harness" in capfd.readouterr().out
+    old = entry(Store(), "linux-image-1")
+    assert command("kernels") == 0
+    assert "linux-image-1" in capfd.readouterr().out
+    assert command("kernels", "--older-than", "1", "--dry-run") == 0
+    assert "Would remove: package linux-image-1" in capfd.readouterr().out
+    assert command("kernels", "--at-most", "1") == 0
+    assert "nothing to remove" in capfd.readouterr().out
+    assert old.is_dir()
+    assert command("kernels", "--at-most", "0") == 0
+    assert "Removed: package linux-image-1" in capfd.readouterr().out
+    assert not old.exists()
+    held = Store().entry("debian", {"package": "held"}, lambda p: (p / "x").touch())
+    assert command("kernels", "--older-than", "0") == 0
+    assert "In use, kept: package held" in capfd.readouterr().out
+    assert held.is_dir()
+    assert command("kernels", "--at-most", "-1") == 201
+
+
+@pytest.mark.parametrize(("problems", "code", "said"), [
+    ((), 0, "The claims hold."),
+    (("System.map has x",), 1, "System.map has x"),
+])  # fmt: skip
+def test_claims_that_do_not_hold_are_a_fail(
+    command: Command, tree: Path, capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch, problems: tuple[str, ...], code: int, said: str,
+) -> None:  # fmt: skip
+    finding = Finding(CASES[2], "n", "n", (), {"mm/memory.o": ()}, problems)
+    built: list[bool] = []
+
+    def check(self: Claims, *, build: bool) -> object:
+        built.append(build)
+        return Selection(("KVM", "MMU_NOTIFIER"), ("KVM", "OTHER")), (finding,)
+
+    monkeypatch.setattr(Claims, "check", check)
+    assert command("kconfig", "--kernel", str(tree)) == code
+    out = capfd.readouterr().out
+    assert said in out
+    assert "KVM selects MMU_NOTIFIER, as do 2 in all." in out
+    assert command("kconfig", "--kernel", str(tree), "--no-build") == code
+    assert built == [True, False]
+    assert command("kconfig", "--kernel", str(tree / "none")) == 125
+
+
+@pytest.mark.parametrize("name", ["patch", "build", "check"])
+def test_a_patch_may_come_from_standard_input(
+    tree: Path, name: str, wishes: list[Wish], command: Command,
+    checked: list[tuple[str | None, list[str], list[str]]], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    text = CHANGE.format("old")
+    stdin = SimpleNamespace(buffer=SimpleNamespace(read=text.encode))
+    monkeypatch.setattr(sys, "stdin", stdin)
+    words = ("--", "-") if name == "patch" else ("--patch", "-")
+    assert command(name, "--kernel", str(tree), *words) == (125 if name == "check" else 0)
+    (kept,) = (tree.parent / "mmu-harness/patches").iterdir()
+    assert kept.read_text() == text
+    if name == "build":
+        assert wishes[0].patches == (kept,)
+    if name == "check":
+        assert f"--patch={kept}" in checked[0][2]
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 143)])

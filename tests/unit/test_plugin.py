@@ -194,6 +194,7 @@ def judge(pytester: pytest.Pytester, world: World) -> Judge:
     ("word", "said"),
     [
         ("--mmu=ept", "There is no MMU mode 'ept'; choose one of tdp, tdp-legacy, shadow."),
+        ("--patch=-", "Standard input is pytest's own; use mmu-harness check --patch -."),
         ("--accel=hvf", "There is no accelerator 'hvf'; choose one of auto, kvm, tcg."),
     ],
 )

@@ -204,3 +204,62 @@ def test_space_is_asked_for_with_figures(store: Store) -> None:
     store.require_space(1, "Nothing much")
     with pytest.raises(StoreError, match=r"A moon needs about 1048576\.0 GiB .* GiB are free"):
         store.require_space(1 << 50, "A moon")
+
+
+def test_what_a_process_was_given_is_not_removed(store: Store) -> None:
+    path = store.entry("kernel", {"k": 1}, _fill)
+    holder = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import sys; from pathlib import Path; from harness.store import Store\n"
+            "store = Store(Path(sys.argv[1]))\n"
+            "print(store.find('kernel', {'k': 1}), flush=True); sys.stdin.read()",
+            str(store.root),
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline().decode().strip() == str(path)
+    # Not ours either: what made it holds it.
+    other = Store(store.root)
+    assert not other.remove(path)
+    for mark in store._held.values():
+        os.close(mark)
+    assert not other.remove(path)
+    assert (path / "file").exists()
+    holder.kill()
+    holder.communicate(timeout=20)
+    assert other.remove(path)
+    assert list((store.root / "kernel").iterdir()) == []
+    assert not other.remove(path)
+    assert other.find("kernel", {"k": 1}) is None
+
+
+def test_an_entry_that_lost_its_key_is_made_again(store: Store) -> None:
+    path = store.entry("kernel", {}, lambda p: (p / "old").touch())
+    (path / "key.json").unlink()
+    again = Store(store.root)
+    assert again.find("kernel", {}) is None
+    assert again.entry("kernel", {}, _fill) == path
+    assert sorted(p.name for p in path.iterdir()) == ["file", "key.json"]
+
+
+def test_finding_an_entry_marks_the_time(store: Store) -> None:
+    path = store.entry("kernel", {}, _fill)
+    os.utime(path / "key.json", (1, 1))
+    assert Store(store.root).find("kernel", {}) == path
+    assert (path / "key.json").stat().st_mtime > 1
+
+
+def test_a_directory_in_use_is_not_removed(store: Store) -> None:
+    path = store.directory("trees/linux")
+    (path / "source").mkdir()
+    other = Store(store.root)
+    with store.lock("tree-linux"):
+        assert not other.remove_directory(path, "tree-linux")
+    assert path.is_dir()
+    assert other.remove_directory(path, "tree-linux")
+    assert not path.exists()
+    assert not other.remove_directory(path, "tree-linux")

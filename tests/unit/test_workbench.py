@@ -74,9 +74,15 @@ def obtained(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     calls: list[dict[str, Any]] = []
 
     def obtain(ref: Any, patches: Sequence[Path], store: Any, progress: Any, jobs: Any,
-               *, fragments: Sequence[Path]) -> Kernel:  # fmt: skip
+               *, fragments: Sequence[Path], vmlinux: Path | None) -> Kernel:  # fmt: skip
         calls.append(
-            {"ref": ref, "patches": list(patches), "jobs": jobs, "fragments": list(fragments)}
+            {
+                "ref": ref,
+                "patches": list(patches),
+                "jobs": jobs,
+                "fragments": list(fragments),
+                "vmlinux": vmlinux,
+            }
         )
         return KERNEL
 
@@ -93,7 +99,9 @@ def obtained(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 def test_a_kernel_is_made_as_it_was_wished_for(
     obtained: list[dict[str, Any]], tmp_path: Path
 ) -> None:
-    wish = Wish("deb:linux-source-6.1", (Path("a"), Path("b")), (Path("c"),), jobs=3)
+    wish = Wish(
+        "deb:linux-source-6.1", (Path("a"), Path("b")), (Path("c"),), jobs=3, vmlinux=Path("d")
+    )
     assert make_kernel(wish, Store(tmp_path), Silent()) == (KERNEL, None)
     assert obtained == [
         {
@@ -101,6 +109,7 @@ def test_a_kernel_is_made_as_it_was_wished_for(
             "patches": [Path("a"), Path("b")],
             "jobs": 3,
             "fragments": [Path("c")],
+            "vmlinux": Path("d"),
         }
     ]
 

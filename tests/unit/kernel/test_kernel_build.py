@@ -173,6 +173,46 @@ def test_a_change_of_any_input_makes_another_kernel(world: World, patch: Path) -
     assert len({world.obtain().digest, world.obtain(fragments=(more,)).digest}) == 1
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "calls"),
+    [
+        ("mm/memory.c", "changed\n", ["build"]),
+        ("mm/Kconfig.new", "config X\n", ["configure", "build"]),
+        ("scripts/cc.sh", "true\n", ["configure", "build"]),
+        ("Makefile", _MAKEFILE + "# x\n", ["configure", "build"]),
+    ],
+)
+def test_a_neighbour_is_configured_only_if_that_may_come_out_different(
+    world: World, name: str, text: str, calls: list[str]
+) -> None:
+    world.obtain()
+    assert world.calls == ["configure", "build"]
+    (world.tree / name).parent.mkdir(exist_ok=True)
+    (world.tree / name).write_text(text)
+    world.obtain()
+    assert world.calls == calls
+
+
+def test_a_configuration_is_not_believed_when_it_was_changed_or_refused(
+    world: World, patch: Path
+) -> None:
+    world.obtain()
+    (config,) = world.store.root.glob("trees/*/source/.config")
+    config.write_text(config.read_text() + "CONFIG_ODD=y\n")
+    world.obtain(patch)
+    assert world.calls == ["configure", "build"] * 2
+    kconfig = patch.with_name("kconfig.patch")
+    kconfig.write_text("--- /dev/null\n+++ b/mm/Kconfig\n@@ -0,0 +1 @@\n+config X\n")
+    world.obtain(kconfig)
+    assert world.calls == ["configure", "build"]
+    refused = patch.with_name("user.config")
+    refused.write_text("CONFIG_DROPPED=y\n")
+    for _ in range(2):
+        with pytest.raises(KconfigError):
+            world.obtain(fragments=(refused,))
+    assert world.calls == ["configure"] * 2
+
+
 def test_comments_in_fragments_do_not_count(world: World) -> None:
     first = world.obtain()
     world.fragment.write_text("# Another reason.\n" + world.fragment.read_text())
@@ -373,6 +413,87 @@ def test_bare_image_is_enough(world: World, tmp_path: Path) -> None:
     assert kernel.builtin_or_unknown("EXT4_FS", "VIRTIO_BLK")
 
 
+_BANNER = b"Linux version 6.12.1 (user@host) (gcc 12) #1 SMP @0\n\0"
+
+
+def test_a_vmlinux_of_the_user_is_taken(world: World, tmp_path: Path) -> None:
+    (tmp_path / "image").write_bytes(bzimage())
+    debug = tmp_path / "debug"
+    (debug / "kernel/arch/x86/kvm").mkdir(parents=True)
+    (debug / "kernel/arch/x86/kvm/kvm.ko").write_text("")
+    (debug / "vmlinux").write_bytes(b"\x7fELF" + _BANNER)
+    kernel = obtain(
+        parse(str(tmp_path / "image")), (), world.store, world.heard, vmlinux=debug / "vmlinux"
+    )
+    assert kernel.vmlinux == debug / "vmlinux"
+    assert kernel.debug_modules == debug / "kernel/arch/x86/kvm"
+
+
+@pytest.mark.parametrize(
+    ("content", "error", "says"),
+    [
+        (None, UsageError, "cannot be read: No such file"),
+        (b"", ImageError, "is no ELF file"),
+        (bzimage(), ImageError, "is no ELF file"),
+        (b"\x7fELF" + _BANNER.replace(b"#1", b"#2"), ImageError, "is of another build than"),
+        (b"\x7fELF" + _BANNER.replace(b"6.12.1", b"6.12.2"), ImageError, "of another build"),
+        (b"\x7fELF", ImageError, "is of another build than"),
+    ],
+)
+def test_a_vmlinux_that_does_not_belong(
+    world: World, tmp_path: Path, content: bytes | None, error: type[Exception], says: str
+) -> None:
+    (tmp_path / "image").write_bytes(bzimage())
+    path = tmp_path / "vmlinux, given"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(error, match=says):
+        obtain(parse(str(tmp_path / "image")), (), world.store, world.heard, vmlinux=path)
+
+
+def test_a_vmlinux_is_not_for_what_is_built_here(world: World, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="for a kernel that is built already"):
+        obtain(parse(str(world.tree)), (), world.store, world.heard, vmlinux=tmp_path / "vmlinux")
+    assert world.calls == []
+
+
+@pytest.mark.parametrize(
+    ("image", "vmlinux", "modules", "kvm"),
+    [
+        (
+            "boot/vmlinuz-6.12.1",
+            "usr/lib/debug/boot/vmlinux-6.12.1",
+            "lib/modules",
+            "usr/lib/debug/lib/modules/6.12.1/kernel/arch/x86/kvm",
+        ),
+        ("boot/vmlinuz-6.12.1", "boot/vmlinux-6.12.1", "usr/lib/modules", None),
+        (
+            "boot/vmlinuz-6.12.1",
+            "usr/lib/debug/lib/modules/6.12.1/vmlinux",
+            "lib/modules",
+            "usr/lib/debug/lib/modules/6.12.1/kernel/arch/x86/kvm",
+        ),
+        ("lib/modules/6.12.1/vmlinuz", "lib/modules/6.12.1/vmlinux", "lib/modules", None),
+    ],
+)
+def test_what_distributions_lay_beside_an_image_is_found(
+    world: World, tmp_path: Path, image: str, vmlinux: str, modules: str, kvm: str | None
+) -> None:
+    root = tmp_path / "root"
+    for name, content in (
+        (image, bzimage()),
+        (vmlinux, b"\x7fELF" + _BANNER),
+        (f"{modules}/6.12.1/modules.dep", b""),
+        *([(f"{kvm}/kvm.ko", b"")] if kvm else []),
+    ):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(content)
+    kernel = world.obtain(origin=str(root / image))
+    assert kernel.vmlinux == root / vmlinux
+    assert kernel.modules == root / modules
+    assert kernel.debug_modules == (root / kvm if kvm else None)
+
+
 def test_image_without_kvm(world: World, tmp_path: Path) -> None:
     image = _built_tree(tmp_path / "built")
     (tmp_path / "built/.config").write_text("CONFIG_MMU_NOTIFIER=y\n")
@@ -388,6 +509,42 @@ def test_what_is_built_takes_no_patches_and_fragments(world: World, patch: Path)
         world.obtain(fragments=(patch,), origin=str(image))
     with pytest.raises(UsageError, match="deb:linux-image-amd64 is built already"):
         obtain(DebianImage("deb:linux-image-amd64", "amd64"), [patch], world.store, world.heard)
+
+
+def _git(tree: Path, *words: str) -> None:
+    identity = ("-c", "user.name=x", "-c", "user.email=x@x")
+    subprocess.run(["git", *identity, *words], cwd=tree, check=True, capture_output=True)
+
+
+def test_a_revision_and_its_checkout_are_one_kernel_and_one_build_tree(world: World) -> None:
+    _git(world.tree, "init", "-q")
+    _git(world.tree, "add", ".")
+    _git(world.tree, "commit", "-q", "-m", "x")
+    _git(world.tree, "tag", "v1")
+    built = world.obtain()
+    assert world.calls == ["configure", "build"]
+    kernel = world.obtain(origin=f"{world.tree}@v1")
+    assert kernel.entry == built.entry
+    assert world.calls == []
+    (world.tree / "mm/memory.c").write_text("four\n")
+    _git(world.tree, "commit", "-q", "-a", "-m", "y")
+    _git(world.tree, "checkout", "-q", "v1")
+    newer = world.obtain(origin=f"{world.tree}@HEAD@{{1}}")
+    assert newer.vmlinux is not None
+    assert newer.vmlinux.read_text() == "four\n"
+    assert len(list(world.store.root.glob("trees/*"))) == 1
+
+
+def test_a_tarball_becomes_a_kernel(world: World, patch: Path) -> None:
+    tarball = patch.parent / "linux-6.12.1.tar.gz"
+    subprocess.run(
+        ["tar", "-czf", str(tarball), f"--directory={world.tree.parent}", world.tree.name],
+        check=True,
+    )
+    kernel = world.obtain(patch, origin=str(tarball))
+    assert kernel.vmlinux is not None
+    assert kernel.vmlinux.read_text() == "one\n2\nthree\n"
+    assert [path.name for path in world.store.root.glob("trees/*")] == ["tarball-linux-6.12"]
 
 
 def test_two_processes_build_once(world: World) -> None:

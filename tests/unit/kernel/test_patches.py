@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from harness.errors import ExitCode, PatchError, UsageError
+from harness.errors import ExitCode, PatchError
 from harness.kernel import patches as patches_module
-from harness.kernel.patches import Patched, rejected
+from harness.kernel.hunks import Status
+from harness.kernel.patches import Patched
+from harness.kernel.series import read_series
 
 _LINES = [f"line {number}" for number in range(1, 61)]
 
@@ -58,7 +60,7 @@ def _patch(directory: Path, name: str, *changes: tuple[int, str]) -> Path:
 def test_apply_and_revert(root: Path, patched: Patched, tmp_path: Path) -> None:
     before = _state(root)
     patch = _patch(tmp_path, "-a, b.patch", (10, "changed"))
-    patched.apply([patch])
+    patched.apply(read_series([patch]))
     assert (root / "mm/memory.c").read_text().splitlines()[9] == "changed"
     assert patched.touched() == {"mm/memory.c"}
     assert (root / "mm/memory.c").stat().st_mtime_ns > 10**18
@@ -74,24 +76,24 @@ def test_a_series_applies_in_order(root: Path, patched: Patched, tmp_path: Path)
     first = _patch(tmp_path, "1.patch", (10, "one"))
     second = tmp_path / "2.patch"
     second.write_text(first.read_text().replace("+one", "+two").replace("-line 10", "-one"))
-    patched.apply([first, second])
+    patched.apply(read_series([first, second]))
     assert (root / "mm/memory.c").read_text().splitlines()[9] == "two"
     with pytest.raises(PatchError, match=r"2\.patch"):
-        patched.apply([second, first])
+        patched.apply(read_series([second, first]))
     assert (root / "mm/memory.c").read_text().splitlines()[9] == "two"
 
 
 def test_same_patches_again_touch_nothing(root: Path, patched: Patched, tmp_path: Path) -> None:
     patch = _patch(tmp_path, "1.patch", (10, "changed"))
-    patched.apply([patch])
+    patched.apply(read_series([patch]))
     times = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
-    patched.apply([patch])
+    patched.apply(read_series([patch]))
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == times
 
 
 def test_another_patch_replaces_the_first(root: Path, patched: Patched, tmp_path: Path) -> None:
-    patched.apply([_patch(tmp_path, "1.patch", (10, "changed"))])
-    patched.apply([_patch(tmp_path, "2.patch", (30, "changed"))])
+    patched.apply(read_series([_patch(tmp_path, "1.patch", (10, "changed"))]))
+    patched.apply(read_series([_patch(tmp_path, "2.patch", (30, "changed"))]))
     lines = (root / "mm/memory.c").read_text().splitlines()
     assert (lines[9], lines[29]) == ("line 10", "changed")
 
@@ -109,7 +111,7 @@ def test_git_format_new_renamed_deleted_and_mode(
         "diff --git a/mm/added.c b/mm/added.c\nnew file mode 100644\n"
         "--- /dev/null\n+++ b/mm/added.c\n@@ -0,0 +1 @@\n+added\n"
     )
-    patched.apply([patch])
+    patched.apply(read_series([patch]))
     assert patched.touched() == {"mm/old.c", "fs/new.c", "run.sh", "mm/added.c"}
     assert not (root / "mm/old.c").exists()
     assert (root / "fs/new.c").read_text() == "old\n" * 20
@@ -127,9 +129,9 @@ def test_failing_hunks_are_named_and_nothing_changes(
     text = patch.read_text().replace("line 29", "unknown").replace("line 52", "unknown")
     patch.write_text(text)
     with pytest.raises(PatchError) as caught:
-        patched.apply([patch])
+        patched.apply(read_series([patch]))
     assert caught.value.exit_code is ExitCode.UNTESTABLE
-    assert f"{patch} does not apply" in str(caught.value)
+    assert f"{patch} does not apply to this source; rejected:" in str(caught.value)
     assert "mm/memory.c: hunk #2, #3 (line 27, 47) does not match" in str(caught.value)
     assert _state(root) == before
     assert patched.touched() == frozenset()
@@ -139,29 +141,29 @@ def test_missing_and_existing_files_are_named(patched: Patched, tmp_path: Path) 
     missing = tmp_path / "missing.patch"
     missing.write_text("--- a/none.c\n+++ b/none.c\n@@ -1 +1 @@\n-a\n+b\n")
     with pytest.raises(PatchError, match=r"none\.c: No such file"):
-        patched.apply([missing])
+        patched.apply(read_series([missing]))
     existing = tmp_path / "existing.patch"
     existing.write_text("--- /dev/null\n+++ b/mm/old.c\n@@ -0,0 +1 @@\n+added\n")
-    with pytest.raises(PatchError, match=r"mm/old\.c: already exists in this source"):
-        patched.apply([existing])
+    with pytest.raises(PatchError, match=r"not applicable: this tree already has mm/old\.c"):
+        patched.apply(read_series([existing]))
 
 
-def test_a_patch_that_is_in_the_source_already(
+def test_a_patch_that_is_in_the_source_already_changes_nothing(
     root: Path, patched: Patched, tmp_path: Path
 ) -> None:
     patch = _patch(tmp_path, "1.patch", (10, "changed"))
     text = (root / "mm/memory.c").read_text().replace("line 10\n", "changed\n")
     (root / "mm/memory.c").write_text(text)
-    with pytest.raises(PatchError, match="has it already"):
-        patched.apply([patch])
+    (report,) = patched.apply(read_series([patch]))
+    assert report.status is Status.ALREADY
+    assert (root / "mm/memory.c").read_text() == text
 
 
-@pytest.mark.parametrize("text", ["", "no patch\n", "--- a/x\n+++ b/x\n@@ -1,9 +1,9 @@\n-a\n"])
-def test_what_is_no_patch(patched: Patched, tmp_path: Path, text: str) -> None:
+def test_what_git_cannot_read(patched: Patched, tmp_path: Path) -> None:
     path = tmp_path / "x.patch"
-    path.write_text(text)
+    path.write_text("diff --git a/x b/x\nrename from x\nrename to y\nnew mode 9\n")
     with pytest.raises(PatchError, match="not a patch that git can read"):
-        patched.apply([path])
+        patched.apply(read_series([path]))
 
 
 @pytest.mark.parametrize("name", ["../outside", "/etc/passwd", ".git/hooks/post-commit"])
@@ -169,15 +171,8 @@ def test_patches_stay_inside(patched: Patched, tmp_path: Path, name: str) -> Non
     path = tmp_path / "x.patch"
     path.write_text(f"--- /dev/null\n+++ b/{name}\n@@ -0,0 +1 @@\n+x\n")
     with pytest.raises(PatchError):
-        patched.apply([path])
+        patched.apply(read_series([path]))
     assert not (tmp_path / "outside").exists()
-
-
-def test_unreadable_patches(patched: Patched, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="cannot be read: No such file"):
-        patched.apply([tmp_path / "none.patch"])
-    with pytest.raises(UsageError, match="cannot be read: Is a directory"):
-        patched.apply([tmp_path])
 
 
 def test_a_repository_around_it_does_not_matter(
@@ -186,7 +181,7 @@ def test_a_repository_around_it_does_not_matter(
     subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
     monkeypatch.setenv("GIT_DIR", str(tmp_path / ".git"))
     monkeypatch.setenv("GIT_WORK_TREE", str(tmp_path))
-    patched.apply([_patch(tmp_path, "1.patch", (10, "changed"))])
+    patched.apply(read_series([_patch(tmp_path, "1.patch", (10, "changed"))]))
     assert "changed" in (root / "mm/memory.c").read_text()
 
 
@@ -219,21 +214,7 @@ def test_killed_at_any_step_it_can_be_put_back(
     for name in ("_copy", "_place", "write_atomically"):
         dying(name)
     with pytest.raises(Killed):
-        Patched(root, tmp_path / "patched").apply([patch, extra])
+        Patched(root, tmp_path / "patched").apply(read_series([patch, extra]))
     monkeypatch.undo()
     Patched(root, tmp_path / "patched").revert()
     assert _state(root) == before
-
-
-def test_rejected_reads_the_words_of_git() -> None:
-    output = (
-        "Checking patch a b.c...\n"
-        "error: while searching for:\nerror: patch failed: not this\n"
-        "error: patch failed: a b.c:7\n"
-        "Applying patch a b.c with 1 reject...\nHunk #1 applied cleanly.\nRejected hunk #2.\n"
-        "error: x.c: No such file or directory\n"
-    )
-    assert rejected(output) == [
-        "a b.c: hunk #2 (line 7) does not match",
-        "x.c: No such file or directory",
-    ]

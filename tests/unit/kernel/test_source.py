@@ -100,7 +100,7 @@ def test_a_repository_around_the_tree_is_not_its_own(
 def test_broken_checkout(tree: Path, store: Store) -> None:
     (tree / ".git").write_text("gitdir: /nowhere\n")
     with pytest.raises(SourceError, match="git cannot list"):
-        _source(tree, store)
+        _ = _source(tree, store).digest
 
 
 @pytest.mark.parametrize("change", ["contents", "mode", "link", "new", "gone"])
@@ -133,14 +133,14 @@ def test_digest_does_not_depend_on_the_place(tree: Path, store: Store, tmp_path:
 
 def test_tree_is_not_written_to(tree: Path, store: Store) -> None:
     before = {path: path.lstat().st_ctime_ns for path in (tree, *tree.rglob("*"))}
-    _source(tree, store)
+    _ = _source(tree, store).digest
     assert {path: path.lstat().st_ctime_ns for path in (tree, *tree.rglob("*"))} == before
 
 
 def test_fifo_in_the_way_is_an_error_not_a_hang(tree: Path, store: Store) -> None:
     os.mkfifo(tree / "mm/fifo")
     with pytest.raises(SourceError, match="mm/fifo"):
-        _source(tree, store)
+        _ = _source(tree, store).digest
 
 
 def test_settled_files_are_read_once(

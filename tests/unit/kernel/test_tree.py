@@ -13,7 +13,8 @@ import pytest
 
 from harness.errors import BuildError, SourceError
 from harness.kernel.fingerprint import digest, fingerprint
-from harness.kernel.source import Files
+from harness.kernel.series import read_series
+from harness.kernel.source import Files, Reader
 from harness.kernel.tree import BuildTree
 from harness.progress import Silent
 
@@ -49,6 +50,11 @@ class FakeSource:
         yield Files(scratch if self.ours else self.root, self.prints, self.ours)
         shutil.rmtree(scratch, ignore_errors=True)
 
+    @contextlib.contextmanager
+    def peek(self, scratch: Path) -> Iterator[Reader]:
+        with self.open(scratch) as files:
+            yield files.read
+
 
 _FILES = {"Makefile": "all:\n", "mm/memory.c": "one\ntwo\nthree\n", "mm/swap.c": "swap\n"}
 
@@ -61,7 +67,7 @@ def tree(tmp_path: Path) -> BuildTree:
 
 def _become(tree: BuildTree, source: FakeSource, *patches: Path) -> None:
     # A fresh object, as another process has.
-    BuildTree(tree.home).become(source, patches, Silent())
+    BuildTree(tree.home).become(source, read_series(patches), Silent())
 
 
 def _times(tree: BuildTree) -> dict[str, int]:
