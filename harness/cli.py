@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import signal
 import sys
 import traceback
@@ -14,7 +15,8 @@ from typing import Any
 
 import click
 
-from harness import __version__, ci, display, plugin
+from harness import __version__, ci, display, kill_matrix, plugin
+from harness.campaign import Campaign, Plan
 from harness.doctor import examine
 from harness.errors import ExitCode, HarnessError, Interrupted
 from harness.guest.probe import probe_guest
@@ -24,6 +26,7 @@ from harness.machine import mmu
 from harness.machine.boot import boot as boot_host
 from harness.machine.shell import interact
 from harness.progress import Progress
+from harness.result.directory import ResultsDirectory
 from harness.result.verdict import exit_code
 from harness.store import Store
 from harness.workbench import DEFAULT_KERNEL, Wish, host_spec, make_kernel, make_parts
@@ -50,6 +53,7 @@ def _kernel_options(function: Callable[..., Any]) -> Callable[..., Any]:
 _accel = click.option(
     "--accel", metavar="NAME", default="auto", show_default=True, help="kvm, tcg or auto."
 )
+_results = click.option("--results", metavar="DIR", default="results", show_default=True)
 _control = click.option("--control", metavar="NAME", help="Break one guarantee on purpose.")
 
 
@@ -71,7 +75,7 @@ def _suite_options(function: Callable[..., Any]) -> Callable[..., Any]:
                      help=f"{', '.join(mmu.Mmu)}; may be repeated. Default: tdp and shadow."),
         _accel,
         _control,
-        click.option("--results", metavar="DIR", default="results", show_default=True),
+        _results,
         click.option("--strict", is_flag=True,
                      help="A test that this kernel cannot run makes the run end in 125."),
         click.option("--ci", is_flag=True,
@@ -159,6 +163,39 @@ def boot(
             )
         progress.note("The host is gone when this shell ends.")
         return interact(host)
+
+
+@command.command()
+@click.option("--kernel", metavar="REF", default=DEFAULT_KERNEL, show_default=True,
+              help="Source tree or deb:linux-source-V.")
+@click.option("--mmu", "modes", metavar="MODE", multiple=True,
+              help="Instead of the modes that each control is for; may be repeated.")
+@click.option("--jobs", type=click.IntRange(1), help="For make; default: number of CPUs.")
+@_accel
+@_results
+@click.argument("names", metavar="[NAME]...", nargs=-1)
+def controls(
+    kernel: str,
+    modes: Sequence[str],
+    jobs: int | None,
+    accel: str,
+    results: str,
+    names: Sequence[str],
+) -> int:
+    """Prove that the suite can fail: run kernels with one guarantee broken each.
+
+    Prints and stores the kill matrix. Exit code 1 if a control survives, or is noticed only by a
+    scenario that should not care, or if the good kernel fails. NAMES are controls; by default all.
+    """
+    plan = Plan(kernel, tuple(names), tuple(str(mmu.parse(mode)) for mode in modes), accel, jobs)
+    with _opened() as (_, store, progress):
+        directory = ResultsDirectory.create(
+            Path(results).absolute(), datetime.datetime.now(datetime.UTC)
+        )
+        matrix = Campaign(plan, store, directory, progress).run()
+    display.show_matrix(matrix, display.console(sys.stdout))
+    click.echo(f"Results: {directory.path}")
+    return kill_matrix.exit_code(matrix)
 
 
 @command.command()
