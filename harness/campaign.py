@@ -66,7 +66,8 @@ class Campaign:
         accelerator = choose(self._plan.accelerator)
         wish = Wish(self._plan.kernel, series.patches, jobs=self._plan.jobs)
         make_kernel(wish, self._store, self._progress)
-        matrix = Matrix(self._plan.kernel, Run(ExitCode.INTERRUPTED), ())
+        planned = tuple(item.name for item in entries)
+        matrix = Matrix(self._plan.kernel, Run(ExitCode.INTERRUPTED), (), planned)
         try:
             matrix = dataclasses.replace(matrix, good=self._good(series, entries))
             if matrix.good.code == ExitCode.PASS:

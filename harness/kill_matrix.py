@@ -111,11 +111,15 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Matrix:
-    """All of it: the good kernel's run, and a row for each control."""
+    """All of it: the good kernel's run, and a row for each control that was tried.
+
+    ``planned`` are the names of all that were to be tried.
+    """
 
     kernel: str
     good: Run
     rows: tuple[Row, ...]
+    planned: tuple[str, ...] = ()
 
     @property
     def seconds(self) -> float:
@@ -157,6 +161,8 @@ def exit_code(matrix: Matrix) -> int:
             return code
     if matrix.good.code != ExitCode.PASS:
         return matrix.good.code
+    if len(matrix.rows) < len(matrix.planned):
+        return ExitCode.INTERRUPTED
     if any(row.fate in (Fate.SURVIVED, Fate.STRANGER) for row in matrix.rows):
         return ExitCode.FAIL
     return next((row.code for row in matrix.rows if row.fate is Fate.ERROR), ExitCode.PASS)
@@ -173,6 +179,7 @@ def document(matrix: Matrix) -> Json:
         {
             "schema": SCHEMA,
             "kernel": matrix.kernel,
+            "planned": matrix.planned,
             "exit_code": int(exit_code(matrix)),
             "seconds": round(matrix.seconds, 1),
             "good": {
@@ -210,7 +217,9 @@ def summary(matrix: Matrix) -> list[str]:
     """The closing lines: how many of each fate, what is wrong, and the exit code."""
     counts = {fate: sum(row.fate is fate for row in matrix.rows) for fate in Fate}
     said = ", ".join(f"{count} {fate}" for fate, count in counts.items() if count)
-    lines = [f"{len(matrix.rows)} controls in {matrix.seconds:.0f} s: {said or 'none'}"]
+    left = len(matrix.planned) - len(matrix.rows)
+    lines = [f"{left} of {len(matrix.planned)} controls were not tried."] if left > 0 else []
+    lines += [f"{len(matrix.rows)} controls in {matrix.seconds:.0f} s: {said or 'none'}"]
     if matrix.good.code != ExitCode.PASS:
         lines.append(f"The good kernel did not pass: {one_line(' '.join(matrix.good.reasons))}")
     for row in matrix.rows:
