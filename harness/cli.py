@@ -17,6 +17,8 @@ import click
 
 from harness import __version__, ci, display, kill_matrix, plugin
 from harness.campaign import Campaign, Plan
+from harness.comparing import compared
+from harness.comparison import as_text as comparison_text
 from harness.doctor import examine
 from harness.errors import ExitCode, HarnessError, Interrupted
 from harness.guest.probe import probe_guest
@@ -196,6 +198,30 @@ def controls(
     display.show_matrix(matrix, display.console(sys.stdout))
     click.echo(f"Results: {directory.path}")
     return kill_matrix.exit_code(matrix)
+
+
+@command.command()
+@click.option("--kernel", metavar="REF", default=DEFAULT_KERNEL, show_default=True,
+              help="Source tree or deb:linux-source-V.")
+@click.option("--mmu", "mode", metavar="MODE", default="tdp", show_default=True)
+@click.option("--jobs", type=click.IntRange(1), help="For make; default: number of CPUs.")
+@_accel
+@_results
+def compare(kernel: str, mode: str, jobs: int | None, accel: str, results: str) -> int:
+    """Show what the mmu notifiers are for: the same guest before and after them.
+
+    Before is this kernel with the control pre-notifier. Prints and stores a table and a picture.
+    Exit code 1 if this kernel does not let everything be done to all pages.
+    """
+    wish = Wish(kernel, modes=(mmu.parse(mode),), accelerator=accel, jobs=jobs)
+    with _opened() as (janitor, store, progress):
+        directory = ResultsDirectory.create(
+            Path(results).absolute(), datetime.datetime.now(datetime.UTC)
+        )
+        comparison = compared(wish, store, janitor.directory, directory, progress)
+    click.echo(comparison_text(comparison), nl=False)
+    click.echo(f"Results: {directory.path}")
+    return ExitCode.PASS if comparison.claim_holds else ExitCode.FAIL
 
 
 @command.command()

@@ -72,3 +72,10 @@ def test_an_expression_selects_what_matches() -> None:
     assert expression(scenarios) == "(test_fork and anon) or (test_unmap and unmapped and anon-first)"
     assert matches("test_fork ANON", "tests/kvm/test_fork.py::test_x[tdp-anon]")
     assert not matches("test_fork thp", "tests/kvm/test_fork.py::test_x[tdp-anon]")
+
+
+def test_the_table_of_the_documentation_is_that_of_the_catalogue() -> None:
+    text = (ROOT / "docs" / "controls.md").read_text()
+    documented = [line for line in text.splitlines() if line.startswith("| `")]
+    told = [f"| `{item.name}` | {item.breaks} | {item.stands_for} |" for item in CATALOGUE]
+    assert documented == told
