@@ -168,10 +168,20 @@ def boot(
 
 
 @command.command()
-@click.option("--kernel", metavar="REF", default=DEFAULT_KERNEL, show_default=True,
-              help="Source tree or deb:linux-source-V.")
-@click.option("--mmu", "modes", metavar="MODE", multiple=True,
-              help="Instead of the modes that each control is for; may be repeated.")
+@click.option(
+    "--kernel",
+    metavar="REF",
+    default=DEFAULT_KERNEL,
+    show_default=True,
+    help="Source tree or deb:linux-source-V.",
+)
+@click.option(
+    "--mmu",
+    "modes",
+    metavar="MODE",
+    multiple=True,
+    help="Instead of the modes that each control is for; may be repeated.",
+)
 @click.option("--jobs", type=click.IntRange(1), help="For make; default: number of CPUs.")
 @_accel
 @_results
@@ -201,8 +211,13 @@ def controls(
 
 
 @command.command()
-@click.option("--kernel", metavar="REF", default=DEFAULT_KERNEL, show_default=True,
-              help="Source tree or deb:linux-source-V.")
+@click.option(
+    "--kernel",
+    metavar="REF",
+    default=DEFAULT_KERNEL,
+    show_default=True,
+    help="Source tree or deb:linux-source-V.",
+)
 @click.option("--mmu", "mode", metavar="MODE", default="tdp", show_default=True)
 @click.option("--jobs", type=click.IntRange(1), help="For make; default: number of CPUs.")
 @_accel

@@ -55,12 +55,13 @@ def _unpinned(session: Session, guest: ProbeGuest) -> int | None:
     return guest.pages - count
 
 
-def _migrated(session: Session, guest: ProbeGuest) -> int | None:
+def _migrated(session: Session, guest: ProbeGuest) -> int:
     """How many pages can be moved to another node; a page in an LRU batch wants a second try."""
+    there = 0
     for _ in range(_ATTEMPTS):
         session.ask("drain_lru")
-        places = guest.move_to_node(_NODE)["places"]
-        there = sum(place == _NODE for place in places)
+        places: list[int] = guest.move_to_node(_NODE)["places"]
+        there = places.count(_NODE)
         if there == guest.pages:
             break
     return there

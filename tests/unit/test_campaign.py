@@ -28,7 +28,7 @@ BLIND = "tests/kvm/test_fork.py::test_the_child_does_not_see[tdp-anon]"
 
 
 def results(code: int, **outcomes: str) -> dict[str, Any]:
-    tests = [
+    tests: list[dict[str, Any]] = [
         {
             "id": {"sees": SEES, "blind": BLIND}[name],
             "outcome": outcome,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Each control of the project is in the catalogue, and each scenario named there is in the suite."""
+"""Each control of the project is in the catalogue, and each scenario named there in the suite."""
 
 from __future__ import annotations
 
@@ -27,7 +27,11 @@ def suite() -> list[str]:
     modes = [f"--mmu={mode}" for mode in Mmu]
     words = ["--collect-only", "-q", "-pno:cacheprovider", *modes, "tests/kvm"]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", *words], cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "-m", "pytest", *words],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return [line for line in done.stdout.splitlines() if "::" in line]
 
@@ -69,7 +73,9 @@ def test_a_control_has_three_scenarios_that_should_not_care_or_breaks_all() -> N
 
 def test_an_expression_selects_what_matches() -> None:
     scenarios = ("test_fork anon", "test_unmap unmapped anon-first", "test_fork anon")
-    assert expression(scenarios) == "(test_fork and anon) or (test_unmap and unmapped and anon-first)"
+    assert (
+        expression(scenarios) == "(test_fork and anon) or (test_unmap and unmapped and anon-first)"
+    )
     assert matches("test_fork ANON", "tests/kvm/test_fork.py::test_x[tdp-anon]")
     assert not matches("test_fork thp", "tests/kvm/test_fork.py::test_x[tdp-anon]")
 

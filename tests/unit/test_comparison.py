@@ -66,7 +66,7 @@ def test_the_picture_has_bars_as_long_as_the_shares() -> None:
     assert "0.3%" in texts
 
 
-@pytest.mark.parametrize("name", ["<kernel> & \"co\"", "a\nb"])
+@pytest.mark.parametrize("name", ['<kernel> & "co"', "a\nb"])
 def test_a_kernels_name_is_text_in_the_picture(name: str) -> None:
     picture = ElementTree.fromstring(as_svg(dataclasses.replace(BOTH, kernel=name)))
     assert any(name in (text.text or "") for text in picture.iter(f"{SVG}text"))

@@ -44,8 +44,7 @@ MAY_IMPORT = {
     "campaign": VOCABULARY
     | {"kernel", "machine", "result"}
     | {"control", "workbench", "catalogue", "kill_matrix"},
-    "comparing": VOCABULARY
-    | {"kernel", "result", "control", "workbench", "comparison", "measure"},
+    "comparing": VOCABULARY | {"kernel", "result", "control", "workbench", "comparison", "measure"},
     "measure": {"errors", "guest", "oracle", "result", "comparison"},
     "probe": set[str](),
     "__init__": set[str](),

@@ -25,7 +25,7 @@ BLIND = "tests/kvm/test_fork.py::test_child[tdp-anon]"
 OTHER = "tests/kvm/test_exit.py::test_a_killed_vmm[tdp]"
 
 
-def test_(id: str, outcome: str = "pass", oracle: str | None = None) -> dict[str, Any]:
+def asked(id: str, outcome: str = "pass", oracle: str | None = None) -> dict[str, Any]:
     report = {"name": oracle, "status": "violated", "expected": "none", "seen": "page 7 is stale"}
     return {
         "id": id,
@@ -36,9 +36,6 @@ def test_(id: str, outcome: str = "pass", oracle: str | None = None) -> dict[str
         "oracles": [report] if oracle else [],
         "message": "it broke" if outcome == "error" else "",
     }
-
-
-test_.__test__ = False  # type: ignore[attr-defined]
 
 
 def run(*tests: dict[str, Any], code: int = 0, crash: str = "", last_line: str = "") -> Run:
@@ -55,10 +52,10 @@ def matrix(*rows: kill_matrix.Row, good: int = 0) -> Matrix:
     return Matrix("deb:linux-source-6.12", run(code=good), rows)
 
 
-KILLED = judged(ENTRY, run(test_(SEES, "fail", "translations"), test_(BLIND), code=1))
-SURVIVED = judged(ENTRY, run(test_(SEES), test_(BLIND), test_(OTHER)))
-STRANGER = judged(ENTRY, run(test_(SEES), test_(BLIND, "fail", "content"), code=1))
-BROKEN = judged(ENTRY, run(test_(SEES, "error"), code=ExitCode.BUG))
+KILLED = judged(ENTRY, run(asked(SEES, "fail", "translations"), asked(BLIND), code=1))
+SURVIVED = judged(ENTRY, run(asked(SEES), asked(BLIND), asked(OTHER)))
+STRANGER = judged(ENTRY, run(asked(SEES), asked(BLIND, "fail", "content"), code=1))
+BROKEN = judged(ENTRY, run(asked(SEES, "error"), code=ExitCode.BUG))
 
 
 def test_a_control_is_killed_by_a_scenario_that_should_see_it() -> None:
@@ -74,7 +71,7 @@ def test_a_control_that_nobody_sees_survives() -> None:
 
 
 def test_a_skipped_scenario_kills_nothing() -> None:
-    row = judged(ENTRY, run(test_(SEES, "skip"), test_(BLIND)))
+    row = judged(ENTRY, run(asked(SEES, "skip"), asked(BLIND)))
     assert row.fate is Fate.SURVIVED
     assert row.why == "skipped: unmap: unmapped [anon-aligned]"
 
@@ -85,23 +82,25 @@ def test_one_that_only_a_stranger_notices_is_not_killed() -> None:
 
 
 def test_a_stranger_besides_a_killer_takes_nothing_away() -> None:
-    row = judged(ENTRY, run(test_(SEES, "fail", "x"), test_(BLIND, "fail", "y"), code=1))
+    row = judged(ENTRY, run(asked(SEES, "fail", "x"), asked(BLIND, "fail", "y"), code=1))
     assert row.fate is Fate.KILLED
     assert [cell.id for cell in row.strangers] == [BLIND]
 
 
 def test_a_crash_that_a_scenario_saw_is_told_with_its_line() -> None:
     excerpt = "------------[ cut here ]------------\nkernel BUG at tdp_mmu.c:475!\nRIP"
-    row = judged(ENTRY, run(test_(SEES, "fail", KERNEL_LOG), code=1, crash=excerpt))
+    row = judged(ENTRY, run(asked(SEES, "fail", KERNEL_LOG), code=1, crash=excerpt))
     assert row.fate is Fate.KILLED
     assert row.why == "BUG: kernel BUG at tdp_mmu.c:475!"
 
 
 def test_a_stop_is_no_pass_but_a_death_by_that() -> None:
-    panic = judged(ENTRY, run(test_(SEES), test_(BLIND), code=1, crash="Kernel panic - not syncing"))
+    panic = judged(
+        ENTRY, run(asked(SEES), asked(BLIND), code=1, crash="Kernel panic - not syncing")
+    )
     assert panic.fate is Fate.STOPPED
     assert panic.why == "BUG: Kernel panic - not syncing"
-    hang = judged(ENTRY, run(test_(SEES, "error"), code=200, last_line="hung task: vcpu0"))
+    hang = judged(ENTRY, run(asked(SEES, "error"), code=200, last_line="hung task: vcpu0"))
     assert hang.fate is Fate.STOPPED
     assert hang.why.endswith("last on the console: hung task: vcpu0")
 
@@ -109,8 +108,8 @@ def test_a_stop_is_no_pass_but_a_death_by_that() -> None:
 @pytest.mark.parametrize(
     ("tests", "code"),
     [
-        ([test_(BLIND, "error"), test_(SEES)], ExitCode.INFRASTRUCTURE),
-        ([test_(SEES, "error")], ExitCode.BUG),
+        ([asked(BLIND, "error"), asked(SEES)], ExitCode.INFRASTRUCTURE),
+        ([asked(SEES, "error")], ExitCode.BUG),
         ([], ExitCode.UNTESTABLE),
         ([], ExitCode.INTERRUPTED),
     ],
@@ -170,6 +169,6 @@ def test_the_document_can_be_read_again() -> None:
 
 
 def test_what_a_host_printed_is_shown_as_text_only() -> None:
-    row = judged(ENTRY, run(test_(SEES), code=1, crash="panic \x1b[31m\u202e"))
+    row = judged(ENTRY, run(asked(SEES), code=1, crash="panic \x1b[31m\u202e"))
     assert "\x1b" not in row.why
     assert "\u202e" not in row.why
