@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -46,14 +47,13 @@ class Plan:
 
 
 class Campaign:
-    """One run of a plan; ``results`` is the directory that everything is left in."""
+    """One run of a plan; ``results`` is where its directory is made, once there is a kernel."""
 
-    def __init__(
-        self, plan: Plan, store: Store, results: ResultsDirectory, progress: Progress
-    ) -> None:
+    def __init__(self, plan: Plan, store: Store, results: Path, progress: Progress) -> None:
+        self.directory: Path | None = None
         self._plan = plan
         self._store = store
-        self._results = results
+        self._results = results.absolute()
         self._progress = progress
 
     def run(self) -> Matrix:
@@ -66,6 +66,8 @@ class Campaign:
         accelerator = choose(self._plan.accelerator)
         wish = Wish(self._plan.kernel, series.patches, jobs=self._plan.jobs)
         make_kernel(wish, self._store, self._progress)
+        now = datetime.datetime.now(datetime.UTC)
+        self.directory = ResultsDirectory.create(self._results, now).path
         planned = tuple(item.name for item in entries)
         matrix = Matrix(self._plan.kernel, Run(ExitCode.INTERRUPTED), (), planned)
         try:
@@ -77,7 +79,7 @@ class Campaign:
                     matrix = dataclasses.replace(matrix, rows=(*matrix.rows, row))
                     self._progress.note(f"{row.fate}: {kill_matrix.killed_by(row)}")
         finally:
-            self._write(matrix)
+            _write(matrix, self.directory)
         return matrix
 
     def _good(self, series: ControlSeries, entries: Sequence[Entry]) -> Run:
@@ -110,7 +112,8 @@ class Campaign:
         return dataclasses.replace(again, seconds=again.seconds + run.seconds)
 
     def _once(self, name: str, words: Sequence[str]) -> Run:
-        directory = self._results.path / "runs" / name
+        assert self.directory is not None, "run() comes first"
+        directory = self.directory / "runs" / name
         directory.mkdir(parents=True)
         jobs = [f"--jobs={self._plan.jobs}"] if self._plan.jobs else []
         argv = [
@@ -125,15 +128,6 @@ class Campaign:
         deadline = Deadline.after(_CHECK_SECONDS, f"The check of {name}")
         done = run_logged(argv, deadline, directory / "output.log", on_line=self._progress.update)
         return read_run(directory / "latest", done.status, done.seconds)
-
-    def _write(self, matrix: Matrix) -> None:
-        formats: dict[str, Callable[[Matrix], str]] = {
-            "kill-matrix.txt": kill_matrix.as_text,
-            "kill-matrix.json": kill_matrix.as_json,
-        }
-        for name, format_ in formats.items():
-            data = format_(matrix).encode("utf-8", "backslashreplace")
-            write_atomically(self._results.path / name, data)
 
 
 def chosen(plan: Plan) -> tuple[ControlSeries, tuple[Entry, ...]]:
@@ -160,6 +154,15 @@ def read_run(directory: Path, status: int, seconds: float) -> Run:
     with contextlib.suppress(OSError, ValueError):
         results = json.loads((directory / "results.json").read_text("utf-8"))
     return Run(code, results, seconds, _last_line(directory))
+
+
+def _write(matrix: Matrix, directory: Path) -> None:
+    formats: dict[str, Callable[[Matrix], str]] = {
+        "kill-matrix.txt": kill_matrix.as_text,
+        "kill-matrix.json": kill_matrix.as_json,
+    }
+    for name, format_ in formats.items():
+        write_atomically(directory / name, format_(matrix).encode("utf-8", "backslashreplace"))
 
 
 def _last_line(directory: Path) -> str:

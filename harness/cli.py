@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
 import signal
 import sys
 import traceback
@@ -28,7 +27,6 @@ from harness.machine import mmu
 from harness.machine.boot import boot as boot_host
 from harness.machine.shell import interact
 from harness.progress import Progress
-from harness.result.directory import ResultsDirectory
 from harness.result.verdict import exit_code
 from harness.store import Store
 from harness.workbench import DEFAULT_KERNEL, Wish, host_spec, make_kernel, make_parts
@@ -201,12 +199,10 @@ def controls(
     """
     plan = Plan(kernel, tuple(names), tuple(str(mmu.parse(mode)) for mode in modes), accel, jobs)
     with _opened() as (_, store, progress):
-        directory = ResultsDirectory.create(
-            Path(results).absolute(), datetime.datetime.now(datetime.UTC)
-        )
-        matrix = Campaign(plan, store, directory, progress).run()
+        campaign = Campaign(plan, store, Path(results), progress)
+        matrix = campaign.run()
     display.show_matrix(matrix, display.console(sys.stdout))
-    click.echo(f"Results: {directory.path}")
+    click.echo(f"Results: {campaign.directory}")
     return kill_matrix.exit_code(matrix)
 
 
@@ -230,12 +226,9 @@ def compare(kernel: str, mode: str, jobs: int | None, accel: str, results: str) 
     """
     wish = Wish(kernel, modes=(mmu.parse(mode),), accelerator=accel, jobs=jobs)
     with _opened() as (janitor, store, progress):
-        directory = ResultsDirectory.create(
-            Path(results).absolute(), datetime.datetime.now(datetime.UTC)
-        )
-        comparison = compared(wish, store, janitor.directory, directory, progress)
+        comparison, path = compared(wish, store, janitor.directory, Path(results), progress)
     click.echo(comparison_text(comparison), nl=False)
-    click.echo(f"Results: {directory.path}")
+    click.echo(f"Results: {path}")
     return ExitCode.PASS if comparison.claim_holds else ExitCode.FAIL
 
 

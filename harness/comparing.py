@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
 from pathlib import Path
 
 from harness import comparison
@@ -15,7 +16,7 @@ from harness.measure import measure
 from harness.progress import Progress
 from harness.result.directory import ResultsDirectory, write_atomically
 from harness.store import Store
-from harness.workbench import Wish, Workbench, make_parts
+from harness.workbench import Wish, Workbench, make_kernel, make_parts
 
 BEFORE = "pre-notifier"
 PAGES = 4096
@@ -23,10 +24,11 @@ PAGES = 4096
 
 
 def compared(
-    wish: Wish, store: Store, directory: Path, results: ResultsDirectory, progress: Progress
-) -> Comparison:
+    wish: Wish, store: Store, directory: Path, parent: Path, progress: Progress
+) -> tuple[Comparison, Path]:
     """Measure in the first of the wish's modes, and write comparison.txt, .json and .svg.
 
+    They are written to a new results directory below ``parent``, which is returned as well;
     ``directory`` is private to the run. Raises as make_parts does, and BootError when the control
     does not come on.
     """
@@ -34,6 +36,9 @@ def compared(
     # The same build twice: the patches are in both, and the control is one word more at boot.
     good = dataclasses.replace(wish, patches=(*series.patches, *wish.patches))
     broken = dataclasses.replace(wish, control=BEFORE)
+    make_kernel(broken, store, progress)
+    now = datetime.datetime.now(datetime.UTC)
+    results = ResultsDirectory.create(parent.absolute(), now)
     before, _ = _measured(broken, store, directory / "before", results, progress)
     after, release = _measured(good, store, directory / "after", results, progress)
     found = Comparison(wish.kernel, release, before, after)
@@ -43,7 +48,7 @@ def compared(
         ("comparison.svg", comparison.as_svg),
     ):
         write_atomically(results.path / name, format_(found).encode())
-    return found
+    return found, results.path
 
 
 def _measured(

@@ -18,7 +18,6 @@ from harness.errors import ExitCode, UsageError
 from harness.kill_matrix import Fate
 from harness.machine.accelerator import Accelerator
 from harness.progress import Silent
-from harness.result.directory import ResultsDirectory
 from harness.store import Store
 
 KERNEL = "deb:linux-source-6.12"
@@ -72,8 +71,7 @@ def run_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def run(plan: Plan, checks: Checks) -> Any:
         monkeypatch.setattr(campaign, "run_logged", checks)
-        directory = ResultsDirectory(tmp_path)
-        return Campaign(plan, Store(tmp_path / "store"), directory, Silent()).run()
+        return Campaign(plan, Store(tmp_path / "store"), tmp_path, Silent()).run()
 
     return run
 
@@ -96,10 +94,10 @@ def test_the_good_kernel_comes_first_and_has_the_patches_alone(
     for words in checks.asked:
         assert "--mmu=tdp" in words
         assert any(word.startswith("-k(") and "test_mprotect" in word for word in words)
-    written = json.loads((tmp_path / "kill-matrix.json").read_text())
+    written = json.loads((tmp_path / "latest" / "kill-matrix.json").read_text())
     assert written["exit_code"] == 0
     assert [row["name"] for row in written["controls"]] == [NAME]
-    assert NAME in (tmp_path / "kill-matrix.txt").read_text()
+    assert NAME in (tmp_path / "latest" / "kill-matrix.txt").read_text()
 
 
 def test_a_mode_that_was_asked_for_takes_the_place_of_the_catalogues(run_plan: Any) -> None:
@@ -111,7 +109,7 @@ def test_a_mode_that_was_asked_for_takes_the_place_of_the_catalogues(run_plan: A
 def test_no_control_is_run_on_a_good_kernel_that_fails(run_plan: Any, tmp_path: Path) -> None:
     matrix = run_plan(Plan(KERNEL, (NAME,)), Checks(KILLED))
     assert matrix.rows == ()
-    assert json.loads((tmp_path / "kill-matrix.json").read_text())["exit_code"] == 1
+    assert json.loads((tmp_path / "latest" / "kill-matrix.json").read_text())["exit_code"] == 1
 
 
 def test_what_broke_once_is_tried_again(run_plan: Any) -> None:
@@ -137,7 +135,7 @@ def test_an_interrupt_leaves_what_was_done(run_plan: Any, tmp_path: Path) -> Non
 
     with pytest.raises(KeyboardInterrupt):
         run_plan(Plan(KERNEL), Interrupting(GOOD, KILLED))
-    written = json.loads((tmp_path / "kill-matrix.json").read_text())
+    written = json.loads((tmp_path / "latest" / "kill-matrix.json").read_text())
     assert [row["name"] for row in written["controls"]] == [CATALOGUE[0].name]
     assert written["exit_code"] == 130
 
@@ -146,6 +144,12 @@ def test_the_controls_of_a_plan_are_in_the_order_of_the_series() -> None:
     series, entries = chosen(Plan(KERNEL, ("pre-notifier", "sptes-survive-unmap")))
     assert [item.name for item in entries] == ["sptes-survive-unmap", "pre-notifier"]
     assert len(chosen(Plan(KERNEL))[1]) == len(series.names)
+
+
+def test_bad_usage_leaves_no_results(run_plan: Any, tmp_path: Path) -> None:
+    with pytest.raises(UsageError):
+        run_plan(Plan(KERNEL, ("nonsense",)), Checks())
+    assert not (tmp_path / "latest").exists()
 
 
 @pytest.mark.parametrize("name", ["nonsense", "", "--help"])
