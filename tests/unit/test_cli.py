@@ -403,8 +403,14 @@ def test_controls_prints_the_matrix_and_ends_with_its_code(
             item = Entry("spte-kept", "sptes go", "a bug", sees=("test_fork",))
             oracle = "translations" if outcome == "fail" else None
             test = {"id": "tests/kvm/test_fork.py::test_x[tdp]", "mmu": "tdp", "backing": "anon"}
-            judged_as = {"outcome": outcome, "oracle": oracle, "oracles": [], "message": "stale"}
-            row = judged(item, Run(code=0, results={"tests": [{**test, **judged_as}]}))
+            judged_as: dict[str, object] = {
+                "outcome": outcome,
+                "oracle": oracle,
+                "message": "stale",
+            }
+            row = judged(
+                item, Run(code=0, results={"tests": [{**test, **judged_as, "oracles": []}]})
+            )
             return Matrix("a kernel", Run(0), (row,))
 
     monkeypatch.setattr(cli, "Campaign", Campaign)
