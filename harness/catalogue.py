@@ -117,7 +117,7 @@ CATALOGUE = (
           sees=("test_large_pages small_mappings memfd",), blind=(_LARGE, _UNMAP, _PROTECT)),
     Entry("sptes-survive-hugetlb-unmap", "sptes are dropped before a hugetlb page leaves its file",
           _FORGOTTEN,
-          sees=("test_file hugetlb",), blind=(_HUGETLB, _UNMAP, _PROTECT)),
+          sees=("test_file hugetlb punch",), blind=(_HUGETLB, _UNMAP, _PROTECT)),
     Entry("sptes-survive-free", "a write after MADV_FREE keeps the page",
           _FORGOTTEN,
           sees=("test_unmap freed_memory anon",)),
