@@ -16,7 +16,10 @@ from typing import Any
 
 import click
 
-from harness import __version__, ci, display, plugin
+from harness import __version__, ci, display, kill_matrix, plugin
+from harness.campaign import Campaign, Plan
+from harness.comparing import compared
+from harness.comparison import as_text as comparison_text
 from harness.doctor import examine
 from harness.errors import ExitCode, HarnessError, Interrupted
 from harness.guest.probe import probe_guest
@@ -77,6 +80,7 @@ def _kernel_options(function: Callable[..., Any]) -> Callable[..., Any]:
 _accel = click.option(
     "--accel", metavar="NAME", default="auto", show_default=True, help="kvm, tcg or auto."
 )
+_results = click.option("--results", metavar="DIR", default="results", show_default=True)
 _control = click.option("--control", metavar="NAME", help="Break one guarantee on purpose.")
 
 
@@ -98,7 +102,7 @@ def _suite_options(function: Callable[..., Any]) -> Callable[..., Any]:
                      help=f"{', '.join(mmu.Mmu)}; may be repeated. Default: tdp and shadow."),
         _accel,
         _control,
-        click.option("--results", metavar="DIR", default="results", show_default=True),
+        _results,
         click.option("--strict", is_flag=True,
                      help="A test that this kernel cannot run makes the run end in 125."),
         click.option("--ci", is_flag=True,
@@ -244,6 +248,47 @@ def kconfig(kernel: str, patches: Sequence[str], jobs: int | None, no_build: boo
 
 @command.command()
 @click.option(
+    "--kernel",
+    metavar="REF",
+    default=DEFAULT_KERNEL,
+    show_default=True,
+    help="Source tree or deb:linux-source-V.",
+)
+@click.option(
+    "--mmu",
+    "modes",
+    metavar="MODE",
+    multiple=True,
+    help="Instead of the modes that each control is for; may be repeated.",
+)
+@click.option("--jobs", type=click.IntRange(1), help="For make; default: number of CPUs.")
+@_accel
+@_results
+@click.argument("names", metavar="[NAME]...", nargs=-1)
+def controls(
+    kernel: str,
+    modes: Sequence[str],
+    jobs: int | None,
+    accel: str,
+    results: str,
+    names: Sequence[str],
+) -> int:
+    """Prove that the suite can fail: run kernels with one guarantee broken each.
+
+    Prints and stores the kill matrix. Exit code 1 if a control survives, or is noticed only by a
+    scenario that should not care, or if the good kernel fails. NAMES are controls; by default all.
+    """
+    plan = Plan(kernel, tuple(names), tuple(str(mmu.parse(mode)) for mode in modes), accel, jobs)
+    with _opened() as (_, store, progress):
+        campaign = Campaign(plan, store, Path(results), progress)
+        matrix = campaign.run()
+    display.show_matrix(matrix, display.console(sys.stdout))
+    click.echo(f"Results: {campaign.directory}")
+    return kill_matrix.exit_code(matrix)
+
+
+@command.command()
+@click.option(
     "--older-than",
     metavar="DAYS",
     type=click.FloatRange(0),
@@ -275,6 +320,32 @@ def kernels(older_than: float | None, at_most: float | None, dry_run: bool) -> i
     if not gone:
         click.echo("There is nothing to remove.")
     return ExitCode.PASS
+
+
+@command.command()
+@click.option(
+    "--kernel",
+    metavar="REF",
+    default=DEFAULT_KERNEL,
+    show_default=True,
+    help="Source tree or deb:linux-source-V.",
+)
+@click.option("--mmu", "mode", metavar="MODE", default="tdp", show_default=True)
+@click.option("--jobs", type=click.IntRange(1), help="For make; default: number of CPUs.")
+@_accel
+@_results
+def compare(kernel: str, mode: str, jobs: int | None, accel: str, results: str) -> int:
+    """Show what the mmu notifiers are for: the same guest before and after them.
+
+    Before is this kernel with the control pre-notifier. Prints and stores a table and a picture.
+    Exit code 1 if this kernel does not let everything be done to all pages.
+    """
+    wish = Wish(kernel, modes=(mmu.parse(mode),), accelerator=accel, jobs=jobs)
+    with _opened() as (janitor, store, progress):
+        comparison, path = compared(wish, store, janitor.directory, Path(results), progress)
+    click.echo(comparison_text(comparison), nl=False)
+    click.echo(f"Results: {path}")
+    return ExitCode.PASS if comparison.claim_holds else ExitCode.FAIL
 
 
 @command.command()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Controls: kernels with exactly one guarantee broken, on which the suite must fail.
 
-A patch series below patches/controls/ adds a boot parameter, ``mmu_control=NAME``, so that one
-build serves all controls and only one bit differs from the good run.
+A patch series below patches/controls/ adds a boot parameter, ``mmu_control=NAME[,NUMBER]``, so that
+one build serves all controls and only one bit differs from the good run.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from harness.kernel.reference import DebianSource, KernelReference, SourceTree
 
 _CONTROLS = Path(harness.__file__).resolve().parent.parent / "patches" / "controls"
 _NAME = re.compile(r'^\+\s*\[MMU_CONTROL_\w+\] = "([a-z0-9-]+)",$', re.MULTILINE)
+_GIVEN = re.compile(r"([^,]+)(?:,([0-9]+))?")
 _RANGE = re.compile(r"^# kernels: \[(\d+)\.(\d+), (\d+)\.(\d+)\)$", re.MULTILINE)
 _MAKEFILE = re.compile(r"^(VERSION|PATCHLEVEL)\s*=\s*(\d+)\s*$", re.MULTILINE)
 
@@ -25,15 +26,20 @@ Version = tuple[int, int]
 
 @dataclasses.dataclass(frozen=True)
 class Control:
-    """One broken guarantee for one kernel: the patches that add it and how to switch it on."""
+    """One broken guarantee for one kernel: the patches that add it and how to switch it on.
+
+    ``number`` is what some controls count with; None leaves that to the kernel.
+    """
 
     name: str
     patches: tuple[Path, ...]
+    number: int | None = None
 
     @property
     def parameter(self) -> str:
         """The kernel parameter that breaks the guarantee."""
-        return f"mmu_control={self.name}"
+        number = "" if self.number is None else f",{self.number}"
+        return f"mmu_control={self.name}{number}"
 
     @property
     def confirmation(self) -> str:
@@ -51,23 +57,49 @@ class _Series:
     names: tuple[str, ...]
 
 
-def find_control(name: str, reference: KernelReference) -> Control:
-    """The control ``name`` for a kernel.
+@dataclasses.dataclass(frozen=True)
+class ControlSeries:
+    """All controls for one kernel: the patches, and the names in the order of the series."""
+
+    patches: tuple[Path, ...]
+    names: tuple[str, ...]
+
+
+def find_control(text: str, reference: KernelReference) -> Control:
+    """The control that ``text`` means, ``NAME`` or ``NAME,NUMBER``, for a kernel.
 
     Raises UsageError for a name that no series has, or for a kernel that is built already, and
     PatchError when there is no series for kernels of this version.
     """
     known = sorted({known for series in _all_series() for known in series.names})
-    if name not in known:
-        raise UsageError(f"There is no control {name!r}; choose one of {', '.join(known)}.")
+    given = _GIVEN.fullmatch(text)
+    if given is None or given[1] not in known:
+        raise UsageError(f"There is no control {text!r}; choose one of {', '.join(known)}.")
+    name, number = given.groups()
+    series = _series_for(reference)
+    if series is None or name not in series.names:
+        raise _absent(f"There is no control {name}", reference)
+    return Control(name, series.patches, None if number is None else int(number))
+
+
+def all_controls(reference: KernelReference) -> ControlSeries:
+    """Every control for a kernel; raises as find_control does."""
+    series = _series_for(reference)
+    if series is None:
+        raise _absent("There are no controls", reference)
+    return ControlSeries(series.patches, series.names)
+
+
+def _series_for(reference: KernelReference) -> _Series | None:
     version = _version(reference)
-    for series in _all_series():
-        if series.first <= version < series.until and name in series.names:
-            return Control(name, series.patches)
-    raise PatchError(
-        f"There is no control {name} for kernels of version {version[0]}.{version[1]}; "
-        f"add a series below {_CONTROLS}."
+    return next(
+        (series for series in _all_series() if series.first <= version < series.until), None
     )
+
+
+def _absent(what: str, reference: KernelReference) -> PatchError:
+    version = ".".join(map(str, _version(reference)))
+    return PatchError(f"{what} for kernels of version {version}; add a series below {_CONTROLS}.")
 
 
 def _all_series() -> list[_Series]:

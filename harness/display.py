@@ -21,6 +21,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from harness.kill_matrix import Fate, Matrix, killed_by, summary
 from harness.progress import Progress
 from harness.result.coverage import Coverage, Row, hook_rows, notes, site_rows
 from harness.result.coverage import summary as coverage_summary
@@ -36,6 +37,14 @@ _STYLES = {
     Outcome.ERROR: "magenta",
     Outcome.MISSING: "magenta",
     Outcome.SKIP: "yellow",
+}
+_FATES = {
+    Fate.KILLED: "green",
+    Fate.STOPPED: "green",
+    Fate.UNOBSERVABLE: "yellow",
+    Fate.SURVIVED: "bold red",
+    Fate.STRANGER: "bold red",
+    Fate.ERROR: "magenta",
 }
 _UPDATE_SECONDS = 30.0
 """How often a plain log hears an update: enough that no CI system takes the job for dead."""
@@ -293,6 +302,20 @@ def show_rows(rows: Sequence[Sequence[str]], console: Console) -> None:
     for line in lines:
         shown.add_row(*(_text(cell, console) for cell in line))
     console.print(shown)
+
+
+def show_matrix(matrix: Matrix, console: Console) -> None:
+    """Print what became of each control and who noticed it, and the closing lines."""
+    shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    shown.add_column("control", no_wrap=True)
+    shown.add_column("fate")
+    shown.add_column("by", overflow="fold")
+    for row in matrix.rows:
+        by = _encodable(one_line(killed_by(row), 300), console.encoding)
+        shown.add_row(row.entry.name, Text(row.fate, style=_FATES[row.fate]), Text(by))
+    console.print(shown)
+    for line in summary(matrix):
+        _line(console, line)
 
 
 def _table(record: RunRecord, console: Console) -> Table:

@@ -14,7 +14,7 @@ PROT_NONE, PROT_READ, PROT_WRITE = 0, 1, 2
 _SHARED, _PRIVATE, _FIXED, _ANONYMOUS = 0x01, 0x02, 0x10, 0x20
 _NORESERVE, _HUGETLB, _HUGE_2MB = 0x4000, 0x40000, 21 << 26
 _MAP_FAILED = ctypes.c_void_p(-1).value
-_MFD_CLOEXEC = 1
+_MFD_CLOEXEC, _MFD_HUGETLB = 1, 4
 
 _NEVER_LARGE = "nohugepage"
 """One backing at a time: a large page must not come about by itself."""
@@ -36,7 +36,8 @@ libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 class Backing:
     """How memory of one kind is mapped: mmap flags, the file below it, and advice on its size.
 
-    ``file`` is ``memfd`` or ``disk`` where there is a file, and empty for anonymous memory.
+    ``file`` is ``memfd``, ``hugetlb`` or ``disk`` where there is a file, and empty for anonymous
+    memory.
     """
 
     flags: int
@@ -51,8 +52,9 @@ class Backing:
         """
         if not self.file:
             return -1
-        if self.file == "memfd":
-            fd = os.memfd_create("guest", _MFD_CLOEXEC)
+        if self.file in ("memfd", "hugetlb"):
+            large = _MFD_HUGETLB | _HUGE_2MB if self.file == "hugetlb" else 0
+            fd = os.memfd_create("guest", _MFD_CLOEXEC | large)
             os.ftruncate(fd, size)
         else:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -77,6 +79,7 @@ BACKINGS = {
     "hugetlb": Backing(
         _PRIVATE | _ANONYMOUS | _HUGETLB | _HUGE_2MB, None, page_bytes=LARGE_PAGE_BYTES
     ),
+    "hugetlb-shared": Backing(_SHARED, None, file="hugetlb", page_bytes=LARGE_PAGE_BYTES),
     "memfd": Backing(_SHARED, file="memfd"),
     "file-shared": Backing(_SHARED, file="disk"),
     "file-private": Backing(_PRIVATE, file="disk"),

@@ -93,6 +93,9 @@ ABSENT: dict[str, dict[str, str]] = {
 }
 """For each operation the backings on which it is not tried, with the reason."""
 
+RARE = ("hugetlb-shared",)
+"""Backings that only a few scenarios name, because hugetlb and memfd say the rest."""
+
 SHARED = ("memfd", "file-shared")
 """Backings that a forked child shares with its parent, instead of having a copy on write."""
 
@@ -112,7 +115,7 @@ in_each_range = pytest.mark.parametrize(("first", "pages"), _RANGES.values(), id
 
 def backings(operation: str) -> list[str]:
     """The backings on which an operation is tried."""
-    return [name for name in BACKINGS if name not in ABSENT[operation]]
+    return [name for name in BACKINGS if name not in (*RARE, *ABSENT[operation])]
 
 
 def on_backings(operation: str) -> pytest.MarkDecorator:

@@ -65,6 +65,30 @@ def test_a_hole_in_a_file_reads_as_zero(
     evidence.sound(guest)
 
 
+@pytest.mark.parametrize("backing", ["hugetlb-shared"])
+@pytest.mark.parametrize("how", ["punch", "truncate"])
+def test_large_pages_that_leave_a_hugetlb_file_are_gone(
+    guest: ProbeGuest, evidence: Evidence, how: str
+) -> None:
+    half = guest.pages // 2
+    evidence.content(guest.fill(SEED))
+    evidence.no_stale_translations(guest)
+    with evidence.told(guest, half, half):
+        if how == "punch":
+            guest.punch(half, half)
+        else:
+            guest.truncate(half)
+            guest.truncate(guest.pages)
+    evidence.no_stale_translations(guest)
+    evidence.sptes_dropped(guest, half, half)
+    seen = guest.read(half, half, word=WORD).words
+    evidence.equal("the file to read as zero", [0] * half, seen, half)
+    evidence.done("writing there", guest.write(NEW, half, half, word=WORD))
+    seen = tuple(guest.host_read(half, half, word=WORD))
+    evidence.equal("the VMM to see the guest's write", [NEW] * half, seen, half)
+    evidence.content(guest.check(SEED, pages=half))
+
+
 @pytest.mark.parametrize("backing", ["file-private"])
 def test_a_hole_in_a_file_leaves_private_copies_alone(
     guest: ProbeGuest, evidence: Evidence

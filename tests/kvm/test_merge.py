@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from harness.guest.probe import ProbeGuest
+from harness.guest.probe import GuestFactory, ProbeGuest
 from harness.guest.settings import merged_pages, merging
 from harness.oracle.evidence import Evidence
 
@@ -17,6 +17,8 @@ pytestmark = pytest.mark.parametrize("backing", ["ksm"])
 SEED = 0x5EED
 SAME = 0x5A
 HOT = 64
+READERS = 2
+ROUNDS = 3
 NEW = 0x2E
 WORD = 7
 # A few may be in a CPU's LRU batch at each look, or differ because somebody looks at them.
@@ -100,3 +102,28 @@ def test_a_hammering_guest_loses_no_write_to_merging(guest: ProbeGuest, evidence
     evidence.content(hammer.stop())
     evidence.content(guest.check(SEED, 0, HOT))
     evidence.sound(guest)
+
+
+def test_reading_vcpus_follow_to_the_page_that_is_merged(
+    probe_guest: GuestFactory, evidence: Evidence, backing: str
+) -> None:
+    # KSM takes a page's write access away and replaces it a moment later. On a busy host it is
+    # preempted in between now and then, and who maps the page then needs the second notification.
+    with probe_guest(vcpus=READERS, backing=backing) as guest:
+        share = guest.pages // READERS
+        for _ in range(ROUNDS):
+            guest.write(SAME, 0, guest.pages, word=WORD)
+            with merging(guest.session), contextlib.ExitStack() as stack:
+                hammers = [
+                    stack.enter_context(guest.hammering(vcpu, vcpu * share, share, writing=False))
+                    for vcpu in range(READERS)
+                ]
+                guest.madvise("mergeable")
+                least = guest.pages - MOST_APART
+                merged = merged_pages(guest.session, least)
+                evidence.at_least("merging", "pages merged", least, merged)
+                evidence.no_stale_translations(guest)
+            for hammer in hammers:
+                evidence.content(hammer.stop())
+            guest.madvise("unmergeable")
+        evidence.sound(guest)

@@ -46,11 +46,22 @@ def verdict(tmp_path: Path, *words: str) -> Checked:
 
 def check(tmp_path: Path, *words: str, environment: Mapping[str, str] | None = None) -> Checked:
     """``mmu-harness check WORDS``; nothing may be left in its temporary directory afterwards."""
+    return command(tmp_path, "check", *words, environment=environment)
+
+
+def command(
+    tmp_path: Path,
+    name: str,
+    *words: str,
+    document: str = "results.json",
+    environment: Mapping[str, str] | None = None,
+) -> Checked:
+    """The same for another command, whose results are in another document."""
     results = tmp_path / "results"
     temporary = tmp_path / "t"
     temporary.mkdir(exist_ok=True)
     done = subprocess.run(
-        [str(COMMAND), "check", f"--results={results}", *words],
+        [str(COMMAND), name, f"--results={results}", *words],
         capture_output=True,
         text=True,
         check=False,
@@ -60,7 +71,7 @@ def check(tmp_path: Path, *words: str, environment: Mapping[str, str] | None = N
     said = done.stdout + done.stderr
     print(said)
     assert list(temporary.iterdir()) == []
-    written = results / "latest" / "results.json"
+    written = results / "latest" / document
     return Checked(
         done.returncode,
         said,

@@ -7,7 +7,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from checking import check
+from checking import check, command
 
 PATCH = """--- a/arch/x86/kvm/mmu/mmu.c
 +++ b/arch/x86/kvm/mmu/mmu.c
@@ -132,6 +132,32 @@ def test_an_unknown_name_lists_the_known_ones(tmp_path: Path, option: str, valid
     checked = check(tmp_path, option)
     assert checked.code == 201
     assert valid in checked.said
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["no-such-control"], 201, "pre-notifier"),
+        (["--kernel=deb:linux-image-6.1", "pre-notifier"], 201, "built already"),
+        (["--mmu=ept"], 201, "shadow"),
+    ],
+)
+def test_controls_that_cannot_be(tmp_path: Path, words: list[str], code: int, said: str) -> None:
+    checked = command(tmp_path, "controls", *words)
+    assert checked.code == code
+    assert said in checked.said
+
+
+def test_a_control_that_does_not_apply_names_the_hunk(tmp_path: Path) -> None:
+    patch = tmp_path / "moved.patch"
+    patch.write_text(
+        "--- a/mm/Makefile\n+++ b/mm/Makefile\n@@ -83,3 +83,2 @@\n"
+        " obj-$(CONFIG_SPARSEMEM_VMEMMAP) += sparse-vmemmap.o\n"
+        "-obj-$(CONFIG_MMU_NOTIFIER) += mmu_notifier.o\n obj-$(CONFIG_KSM) += ksm.o\n"
+    )
+    checked = check(tmp_path, "--control=pre-notifier", f"--patch={patch}")
+    assert checked.code == 125
+    assert "mm/Makefile: hunk #1" in checked.said
 
 
 def test_a_selection_that_matches_nothing(tmp_path: Path) -> None:

@@ -17,6 +17,9 @@ from typing import Any
 import pytest
 
 from harness import __version__, cli, plugin
+from harness.campaign import Plan
+from harness.catalogue import Entry
+from harness.comparison import Comparison, Measurement
 from harness.errors import (
     BuildError,
     CommandError,
@@ -29,6 +32,7 @@ from harness.errors import (
     Violation,
 )
 from harness.kernel.claims import CASES, Claims, Finding, Selection
+from harness.kill_matrix import Matrix, Run, judged
 from harness.machine import mmu
 from harness.store import Store
 from harness.workbench import Wish
@@ -87,6 +91,11 @@ def checked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str | None, list[str]
         (["boot", "--accel", "hvf"], "choose one of auto, kvm, tcg"),
         (["build", "--kernel", "deb:nothing"], "deb:linux-source-V"),
         (["build", "--control", "nope"], "There is no control 'nope'; choose one of"),
+        (["controls", "nope"], "There is no control 'nope'; choose one of"),
+        (["controls", "--mmu", "ept"], "choose one of tdp, tdp-legacy, shadow"),
+        (["controls", "--kernel", "deb:linux-image-6.1"], "is built already"),
+        (["compare", "--kernel", "deb:linux-image-6.1"], "is built already"),
+        (["compare", "unexpected"], "unexpected extra argument"),
     ],
 )
 def test_bad_usage_is_201_and_says_what_is_wrong(
@@ -528,6 +537,67 @@ def test_a_signal_ends_a_build_in_good_order(
     assert command("build") == code
     assert f"Interrupted by {signum.name}" in capsys.readouterr().err
     assert directories
+
+
+@pytest.mark.parametrize(("outcome", "code"), [("fail", 0), ("pass", 1)])
+def test_controls_prints_the_matrix_and_ends_with_its_code(
+    command: Command,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    outcome: str,
+    code: int,
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    plans: list[Plan] = []
+
+    class Campaign:
+        directory = tmp_path / "results"
+
+        def __init__(self, plan: Plan, *_: object) -> None:
+            plans.append(plan)
+
+        def run(self) -> Matrix:
+            item = Entry("spte-kept", "sptes go", "a bug", sees=("test_fork",))
+            oracle = "translations" if outcome == "fail" else None
+            test = {"id": "tests/kvm/test_fork.py::test_x[tdp]", "mmu": "tdp", "backing": "anon"}
+            judged_as: dict[str, object] = {
+                "outcome": outcome,
+                "oracle": oracle,
+                "message": "stale",
+            }
+            row = judged(
+                item, Run(code=0, results={"tests": [{**test, **judged_as, "oracles": []}]})
+            )
+            return Matrix("a kernel", Run(0), (row,))
+
+    monkeypatch.setattr(cli, "Campaign", Campaign)
+    assert command("controls", "--mmu=shadow", "--accel=tcg", "spte-kept") == code
+    assert plans == [Plan("deb:linux-source-6.12", ("spte-kept",), ("shadow",), "tcg")]
+    said = capfd.readouterr().out
+    assert "spte-kept" in said
+    assert ("fork: x (translations)" in said) is (outcome == "fail")
+    assert str(tmp_path / "results") in said
+
+
+@pytest.mark.parametrize(("swapped", "code"), [(8, 0), (7, 1)])
+def test_compare_prints_both_kernels_and_whether_the_claim_holds(
+    command: Command,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    swapped: int,
+    code: int,
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    before = Measurement(8, {"swapped": 0}, {})
+    after = Measurement(8, {"swapped": swapped}, {})
+    found = Comparison("a kernel", "6.12", before, after)
+    monkeypatch.setattr(cli, "compared", lambda *_: (found, tmp_path / "results"))
+    assert command("compare") == code
+    said = capfd.readouterr().out
+    assert "0 (0.0%)" in said
+    assert str(tmp_path / "results") in said
 
 
 # The real thing, as a process of its own.

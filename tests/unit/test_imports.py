@@ -31,12 +31,21 @@ MAY_IMPORT = {
     "result": {"errors"},
     "control": VOCABULARY | {"kernel"},
     "doctor": VOCABULARY | {"machine"},
-    "display": {"errors", "progress", "result"},
+    "catalogue": set[str](),
+    "kill_matrix": {"catalogue", "errors", "result"},
+    "comparison": set[str](),
+    "display": {"errors", "progress", "result", "kill_matrix"},
     "ci": {"errors", "result"},
     # What both doors share: one run, put together from all rooms.
     "workbench": VOCABULARY | ROOMS | {"control"},
     "coverage": VOCABULARY | ROOMS,
     "run": VOCABULARY | ROOMS | {"control", "workbench", "coverage"},
+    # What runs the product itself, again and again, and what measures with it.
+    "campaign": VOCABULARY
+    | {"kernel", "machine", "result"}
+    | {"control", "workbench", "catalogue", "kill_matrix"},
+    "comparing": VOCABULARY | {"kernel", "result", "control", "workbench", "comparison", "measure"},
+    "measure": {"errors", "guest", "oracle", "result", "comparison"},
     "probe": set[str](),
     "__init__": set[str](),
 }

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Runs the good kernel and each control, one check after the other, for the kill matrix.
+
+Each check is a process of its own, the very command that a person would type, with its own results
+directory below ours; what is judged is what it wrote there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from harness import kill_matrix
+from harness.catalogue import CATALOGUE, Entry, entry, expression
+from harness.command import run_logged
+from harness.control import ControlSeries, all_controls, find_control
+from harness.deadline import Deadline
+from harness.errors import ExitCode, UsageError
+from harness.kernel import reference
+from harness.kill_matrix import Matrix, Row, Run, judged, unobservable
+from harness.machine.accelerator import choose
+from harness.progress import Progress
+from harness.result.directory import ResultsDirectory, write_atomically
+from harness.store import Store
+from harness.workbench import Wish, make_kernel
+
+_CHECK_SECONDS = 7200.0
+"""A check has deadlines of its own for everything; this one is for a check that is broken."""
+
+_GOOD = "good"
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Which controls to run on which kernel, in which MMU modes; no names mean all of them."""
+
+    kernel: str
+    names: tuple[str, ...] = ()
+    modes: tuple[str, ...] = ()
+    accelerator: str = "auto"
+    jobs: int | None = None
+
+
+class Campaign:
+    """One run of a plan; ``results`` is where its directory is made, once there is a kernel."""
+
+    def __init__(self, plan: Plan, store: Store, results: Path, progress: Progress) -> None:
+        self.directory: Path | None = None
+        self._plan = plan
+        self._store = store
+        self._results = results.absolute()
+        self._progress = progress
+
+    def run(self) -> Matrix:
+        """Build once, run the good kernel, then each control; write the matrix, and return it.
+
+        Raises UsageError for unknown names, and KernelUntestableError when the controls cannot be
+        built into this kernel. What was done before an interrupt is written, too.
+        """
+        series, entries = chosen(self._plan)
+        accelerator = choose(self._plan.accelerator)
+        wish = Wish(self._plan.kernel, series.patches, jobs=self._plan.jobs)
+        make_kernel(wish, self._store, self._progress)
+        now = datetime.datetime.now(datetime.UTC)
+        self.directory = ResultsDirectory.create(self._results, now).path
+        planned = tuple(item.name for item in entries)
+        matrix = Matrix(self._plan.kernel, Run(ExitCode.INTERRUPTED), (), planned)
+        try:
+            matrix = dataclasses.replace(matrix, good=self._good(series, entries))
+            if matrix.good.code == ExitCode.PASS:
+                for number, item in enumerate(entries, 1):
+                    with self._progress.phase(f"{number}/{len(entries)}  {item.name}"):
+                        row = self._row(item, accelerator.name)
+                    matrix = dataclasses.replace(matrix, rows=(*matrix.rows, row))
+                    self._progress.note(f"{row.fate}: {kill_matrix.killed_by(row)}")
+        finally:
+            _write(matrix, self.directory)
+        return matrix
+
+    def _good(self, series: ControlSeries, entries: Sequence[Entry]) -> Run:
+        """Every scenario that any of the controls is tried on, with none of them switched on."""
+        scenarios = [name for item in entries for name in (*item.sees, *item.blind)]
+        modes = dict.fromkeys(mode for item in entries for mode in self._modes(item))
+        words = [f"--patch={patch}" for patch in series.patches]
+        with self._progress.phase("The good kernel"):
+            return self._check(_GOOD, [*words, *_modes(modes), f"-k{expression(scenarios)}"])
+
+    def _row(self, item: Entry, accelerator: str) -> Row:
+        if accelerator in item.unobservable:
+            return unobservable(item, item.unobservable[accelerator])
+        words = [f"--control={item.name}", *_modes(self._modes(item)), f"-k{item.expression}"]
+        return judged(item, self._check(item.name, words))
+
+    def _modes(self, item: Entry) -> tuple[str, ...]:
+        return self._plan.modes or item.modes
+
+    def _check(self, name: str, words: Sequence[str]) -> Run:
+        """One check; a second one where the first broke for reasons of infrastructure.
+
+        What breaks twice in the same place is no accident; what breaks once proves nothing.
+        """
+        run = self._once(name, words)
+        if run.code != ExitCode.INFRASTRUCTURE:
+            return run
+        self._progress.note(f"{name} broke, and is tried again: {' '.join(run.reasons)}")
+        again = self._once(f"{name}-again", words)
+        return dataclasses.replace(again, seconds=again.seconds + run.seconds)
+
+    def _once(self, name: str, words: Sequence[str]) -> Run:
+        assert self.directory is not None, "run() comes first"
+        directory = self.directory / "runs" / name
+        directory.mkdir(parents=True)
+        jobs = [f"--jobs={self._plan.jobs}"] if self._plan.jobs else []
+        argv = [
+            # Not the current directory's idea of a module called harness.
+            *(sys.executable, "-P", "-m", "harness", "check"),
+            f"--kernel={self._plan.kernel}",
+            f"--accel={self._plan.accelerator}",
+            f"--results={directory}",
+            *jobs,
+            *words,
+        ]
+        deadline = Deadline.after(_CHECK_SECONDS, f"The check of {name}")
+        done = run_logged(argv, deadline, directory / "output.log", on_line=self._progress.update)
+        return read_run(directory / "latest", done.status, done.seconds)
+
+
+def chosen(plan: Plan) -> tuple[ControlSeries, tuple[Entry, ...]]:
+    """The patch series for the plan's kernel, and the entries of the controls that it names.
+
+    Raises UsageError for a name that is unknown or that no scenario is known for.
+    """
+    kernel = reference.parse(plan.kernel)
+    series = all_controls(kernel)
+    for name in plan.names:
+        find_control(name, kernel)  # raises with the list of known ones
+        if entry(name) is None:
+            raise UsageError(
+                f"No scenario is known that should see the control {name}; add it to the catalogue."
+            )
+    wanted = plan.names or series.names
+    return series, tuple(item for item in CATALOGUE if item.name in wanted)
+
+
+def read_run(directory: Path, status: int, seconds: float) -> Run:
+    """What a check left in its results directory; a check that wrote nothing has its code alone."""
+    code = status if status >= 0 else ExitCode.INFRASTRUCTURE
+    results: dict[str, object] = {}
+    with contextlib.suppress(OSError, ValueError):
+        results = json.loads((directory / "results.json").read_text("utf-8"))
+    return Run(code, results, seconds, _last_line(directory))
+
+
+def _write(matrix: Matrix, directory: Path) -> None:
+    formats: dict[str, Callable[[Matrix], str]] = {
+        "kill-matrix.txt": kill_matrix.as_text,
+        "kill-matrix.json": kill_matrix.as_json,
+    }
+    for name, format_ in formats.items():
+        write_atomically(directory / name, format_(matrix).encode("utf-8", "backslashreplace"))
+
+
+def _last_line(directory: Path) -> str:
+    logs = sorted(
+        (directory / "logs").glob("*.console.log"), key=lambda log: log.stat().st_mtime_ns
+    )
+    if not logs:
+        return ""
+    lines = logs[-1].read_text("utf-8", "replace").split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+
+def _modes(modes: Sequence[str] | dict[str, None]) -> list[str]:
+    return [f"--mmu={mode}" for mode in modes]

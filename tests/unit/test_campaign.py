@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A campaign runs the good kernel, then each control, as checks of their own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness import campaign
+from harness.campaign import Campaign, Plan, chosen, read_run
+from harness.catalogue import CATALOGUE
+from harness.command import Completed
+from harness.errors import ExitCode, UsageError
+from harness.kill_matrix import Fate
+from harness.machine.accelerator import Accelerator
+from harness.progress import Silent
+from harness.store import Store
+
+KERNEL = "deb:linux-source-6.12"
+NAME = "sptes-survive-mprotect"
+SEES = "tests/kvm/test_mprotect.py::test_a_read_only_range_is_read[tdp-anon-aligned]"
+BLIND = "tests/kvm/test_fork.py::test_the_child_does_not_see[tdp-anon]"
+
+
+def results(code: int, **outcomes: str) -> dict[str, Any]:
+    tests: list[dict[str, Any]] = [
+        {
+            "id": {"sees": SEES, "blind": BLIND}[name],
+            "outcome": outcome,
+            "mmu": "tdp",
+            "backing": "anon",
+            "oracle": "translations" if outcome == "fail" else None,
+            "oracles": [],
+            "message": "",
+        }
+        for name, outcome in outcomes.items()
+    ]
+    return {"tests": tests, "verdict": {"reasons": [f"code {code}"]}, "qemu": {"hosts": []}}
+
+
+class Checks:
+    """Stands for the check command: writes what it was told, and keeps what it was asked."""
+
+    def __init__(self, *answers: tuple[int, dict[str, Any] | None]) -> None:
+        self.answers = list(answers)
+        self.asked: list[list[str]] = []
+
+    def __call__(self, argv: Sequence[str], deadline: object, log: Path, **_: object) -> Completed:
+        words = [str(word) for word in argv]
+        self.asked.append(words)
+        code, document = self.answers.pop(0)
+        given = next(word for word in words if word.startswith("--results="))
+        run = Path(given.removeprefix("--results=")) / "20260101T000000Z-1"
+        (run / "logs").mkdir(parents=True)
+        (run / "logs" / "host1-tdp.console.log").write_text("one\nlast words\n\n")
+        (run.parent / "latest").symlink_to(run.name)
+        if document is not None:
+            (run / "results.json").write_text(json.dumps(document))
+        return Completed(tuple(words), code, "", "", 2.0)
+
+
+@pytest.fixture
+def run_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Runs a plan with checks that answer as told; returns the matrix, and has the files."""
+    monkeypatch.setattr(campaign, "make_kernel", lambda *_: None)
+    monkeypatch.setattr(campaign, "choose", lambda _: Accelerator("tcg", "told so"))
+
+    def run(plan: Plan, checks: Checks) -> Any:
+        monkeypatch.setattr(campaign, "run_logged", checks)
+        return Campaign(plan, Store(tmp_path / "store"), tmp_path, Silent()).run()
+
+    return run
+
+
+GOOD = (0, results(0, sees="pass", blind="pass"))
+KILLED = (1, results(1, sees="fail", blind="pass"))
+
+
+def test_the_good_kernel_comes_first_and_has_the_patches_alone(
+    run_plan: Any, tmp_path: Path
+) -> None:
+    checks = Checks(GOOD, KILLED)
+    matrix = run_plan(Plan(KERNEL, (NAME,)), checks)
+    assert [row.fate for row in matrix.rows] == [Fate.KILLED]
+    good, control = checks.asked
+    assert sum(word.startswith("--patch=") for word in good) == 4
+    assert not any(word.startswith("--control") for word in good)
+    assert f"--control={NAME}" in control
+    assert not any(word.startswith("--patch") for word in control)
+    for words in checks.asked:
+        assert "--mmu=tdp" in words
+        assert any(word.startswith("-k(") and "test_mprotect" in word for word in words)
+    written = json.loads((tmp_path / "latest" / "kill-matrix.json").read_text())
+    assert written["exit_code"] == 0
+    assert [row["name"] for row in written["controls"]] == [NAME]
+    assert NAME in (tmp_path / "latest" / "kill-matrix.txt").read_text()
+
+
+def test_a_mode_that_was_asked_for_takes_the_place_of_the_catalogues(run_plan: Any) -> None:
+    checks = Checks(GOOD, KILLED)
+    run_plan(Plan(KERNEL, (NAME,), modes=("shadow",)), checks)
+    assert all("--mmu=shadow" in words and "--mmu=tdp" not in words for words in checks.asked)
+
+
+def test_no_control_is_run_on_a_good_kernel_that_fails(run_plan: Any, tmp_path: Path) -> None:
+    matrix = run_plan(Plan(KERNEL, (NAME,)), Checks(KILLED))
+    assert matrix.rows == ()
+    assert json.loads((tmp_path / "latest" / "kill-matrix.json").read_text())["exit_code"] == 1
+
+
+def test_what_broke_once_is_tried_again(run_plan: Any) -> None:
+    broken = (200, results(200, sees="error"))
+    matrix = run_plan(Plan(KERNEL, (NAME,)), Checks(GOOD, broken, KILLED))
+    assert matrix.rows[0].fate is Fate.KILLED
+    assert matrix.rows[0].seconds == 4.0
+
+
+def test_what_broke_twice_is_a_stop(run_plan: Any) -> None:
+    broken = (200, results(200, sees="error"))
+    matrix = run_plan(Plan(KERNEL, ("range-end-lost",)), Checks(GOOD, broken, broken))
+    assert matrix.rows[0].fate is Fate.STOPPED
+    assert "last words" in matrix.rows[0].why
+
+
+def test_an_interrupt_leaves_what_was_done(run_plan: Any, tmp_path: Path) -> None:
+    class Interrupting(Checks):
+        def __call__(self, *arguments: Any, **named: Any) -> Completed:
+            if not self.answers:
+                raise KeyboardInterrupt
+            return super().__call__(*arguments, **named)
+
+    with pytest.raises(KeyboardInterrupt):
+        run_plan(Plan(KERNEL), Interrupting(GOOD, KILLED))
+    written = json.loads((tmp_path / "latest" / "kill-matrix.json").read_text())
+    assert [row["name"] for row in written["controls"]] == [CATALOGUE[0].name]
+    assert written["exit_code"] == 130
+
+
+def test_the_controls_of_a_plan_are_in_the_order_of_the_series() -> None:
+    series, entries = chosen(Plan(KERNEL, ("pre-notifier", "sptes-survive-unmap")))
+    assert [item.name for item in entries] == ["sptes-survive-unmap", "pre-notifier"]
+    assert len(chosen(Plan(KERNEL))[1]) == len(series.names)
+
+
+def test_bad_usage_leaves_no_results(run_plan: Any, tmp_path: Path) -> None:
+    with pytest.raises(UsageError):
+        run_plan(Plan(KERNEL, ("nonsense",)), Checks())
+    assert not (tmp_path / "latest").exists()
+
+
+@pytest.mark.parametrize("name", ["nonsense", "", "--help"])
+def test_an_unknown_control_is_bad_usage_that_lists_the_known_ones(name: str) -> None:
+    with pytest.raises(UsageError, match=r"choose one of .*pre-notifier"):
+        chosen(Plan(KERNEL, (name,)))
+
+
+def test_a_check_that_wrote_nothing_has_its_code_alone(tmp_path: Path) -> None:
+    assert read_run(tmp_path, 203, 1.0).code == 203
+    assert read_run(tmp_path, 203, 1.0).results == {}
+    assert read_run(tmp_path, -9, 1.0).code == ExitCode.INFRASTRUCTURE
