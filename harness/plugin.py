@@ -151,7 +151,7 @@ class SuitePlugin:
                 janitor.directory,
                 Path(self._config.getoption("--results")),
                 progress,
-                command=_repeat(self._wish, None),
+                command=self._wish.command(),
                 measure=self._config.getoption("--coverage"),
             )
         )
@@ -309,7 +309,7 @@ class SuitePlugin:
             page=error.page if isinstance(error, Violation) else None,
             log_excerpt=self._run.log_of_test() if error is not None else "",
             code=exit_code(error) if error is not None else None,
-            command=_repeat(self._wish, item),
+            command=self._wish.command(_mode_of(item), item.nodeid),
             started=judged.began,
         )
 
@@ -384,28 +384,6 @@ def _request(item: pytest.Item) -> Request:
     callspec = getattr(item, "callspec", None)
     backing = callspec.params.get("backing", _BACKING) if callspec is not None else _BACKING
     return Request(id=item.nodeid, mmu=str(_mode_of(item)), backing=str(backing))
-
-
-def _repeat(wish: Wish, item: pytest.Item | None) -> tuple[str, ...]:
-    """The command that repeats a run, or one test of it."""
-    words = ["mmu-harness", "check", "--kernel", wish.kernel]
-    for option, paths in (("--patch", wish.patches), ("--config", wish.fragments)):
-        for path in paths:
-            words += [option, str(path)]
-    if wish.vmlinux:
-        words += ["--vmlinux", str(wish.vmlinux)]
-    modes = [_mode_of(item)] if item is not None else wish.modes
-    for mode in modes:
-        words += ["--mmu", str(mode)]
-    if wish.accelerator != "auto":
-        words += ["--accel", wish.accelerator]
-    if wish.control:
-        words += ["--control", wish.control]
-    if wish.strict:
-        words.append("--strict")
-    if item is not None:
-        words.append(item.nodeid)
-    return tuple(words)
 
 
 def check(expression: str | None, tests: Sequence[str], options: Sequence[str]) -> int:

@@ -69,6 +69,24 @@ class Wish:
     strict: bool = False
     vmlinux: Path | None = None
 
+    def command(self, mode: Mmu | None = None, test: str | None = None) -> tuple[str, ...]:
+        """The command that wishes the same, in all its modes or in one, and for one test or all."""
+        words = ["mmu-harness", "check", "--kernel", self.kernel]
+        for option, paths in (("--patch", self.patches), ("--config", self.fragments)):
+            for path in paths:
+                words += [option, str(path)]
+        if self.vmlinux:
+            words += ["--vmlinux", str(self.vmlinux)]
+        for each in [mode] if mode else self.modes:
+            words += ["--mmu", str(each)]
+        if self.accelerator != "auto":
+            words += ["--accel", self.accelerator]
+        if self.control:
+            words += ["--control", self.control]
+        if self.strict:
+            words.append("--strict")
+        return (*words, *([test] if test else []))
+
 
 @dataclasses.dataclass(frozen=True)
 class Parts:

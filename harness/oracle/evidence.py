@@ -10,10 +10,8 @@ which nobody could speak does not pass.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-import drgn
 import numpy as np
 
 from harness.deadline import Deadline
@@ -22,22 +20,17 @@ from harness.guest.observation import Residency, Visit
 from harness.guest.probe import ProbeGuest
 from harness.machine.host import Host
 from harness.oracle import notifier
-from harness.oracle.pagetables import PrimaryMap, primary_map
-from harness.oracle.references import Difference, differences
+from harness.oracle.answers import SHOWN, Answers
+from harness.oracle.outside import REFERENCES, TRANSLATIONS, Finding, Question, primary_of
 from harness.oracle.registration import mm_references, subscriptions
 from harness.oracle.settle import settled
-from harness.oracle.sptes import Stale, read_sptes, stale
+from harness.oracle.sptes import read_sptes
 from harness.oracle.structpage import page_states
 from harness.probe.layout import PAGE_BYTES, control_pages
-from harness.result.outcome import OracleReport, OracleStatus
+from harness.result.outcome import OracleStatus
 
 _SETTLE_SECONDS = 3.0
 """How long something transient may keep a page referenced on a fast machine."""
-
-_SHOWN = 4
-"""How many pages a message names; the record has more."""
-
-_RECORDED = 64
 
 _SWAP_SLOTS_CACHED = 64
 
@@ -54,32 +47,26 @@ _VMM_SLACK_BYTES = 4 << 20
 """What the VMM itself may touch in the guest's cgroup after it was entered."""
 
 
-class Evidence:
+class Evidence(Answers):
     """What the oracles said in one test on one host."""
 
     def __init__(self, host: Host) -> None:
+        super().__init__()
         self._host = host
-        self._reports: dict[str, OracleReport] = {}
-        self._asked: dict[str, int] = {}
-
-    @property
-    def reports(self) -> tuple[OracleReport, ...]:
-        """One report for each oracle that the test named, in the order of first mention."""
-        return tuple(self._reports.values())
 
     # Claims about references and translations, seen from outside.
 
     def no_extra_references(self, guest: ProbeGuest) -> None:
         """No page that the guest's memory maps has more or fewer references than it may."""
-        self._from_outside(guest, _REFERENCES)
+        self._from_outside(guest, REFERENCES)
 
     def no_stale_translations(self, guest: ProbeGuest) -> None:
         """No spte translates otherwise than, or allows more than, the primary MMU."""
-        self._from_outside(guest, _TRANSLATIONS)
+        self._from_outside(guest, TRANSLATIONS)
 
     def sound(self, guest: ProbeGuest) -> None:
         """Both of the above in one picture; what every scenario asks before and after."""
-        self._from_outside(guest, _REFERENCES, _TRANSLATIONS)
+        self._from_outside(guest, REFERENCES, TRANSLATIONS)
 
     def frames(
         self, guest: ProbeGuest, first: int = 0, pages: int | None = None
@@ -90,7 +77,7 @@ class Evidence:
         """
         try:
             with self._host.paused():
-                primary = _primary(self._host.debugger(), guest)
+                primary = primary_of(self._host.debugger(), guest)
         except OracleUnavailable as error:
             self._not_consulted("frames", error)
             return ()
@@ -186,7 +173,7 @@ class Evidence:
         count = guest.pages - first if pages is None else pages
         try:
             with self._host.paused():
-                primary = _primary(self._host.debugger(), guest)
+                primary = primary_of(self._host.debugger(), guest)
         except OracleUnavailable as error:
             self._not_consulted("page size", error)
             return
@@ -257,7 +244,7 @@ class Evidence:
         if len(there):
             wrong.append(f"only {total - len(there)} of {total} pages are in {where}")
         if len(lingering):
-            named = ", ".join(str(page) for page in lingering[:_SHOWN])
+            named = ", ".join(str(page) for page in lingering[:SHOWN])
             wrong.append(f"{len(lingering)} pages are in {where} and stay in memory: {named}")
         first = next((int(pages[0]) for pages in (there, lingering) if len(pages)), None)
         expected = f"all {total} cold pages in {where} and none of them in memory"
@@ -404,9 +391,9 @@ class Evidence:
             raise
         self._judge(KERNEL_LOG, "no complaint of the kernel", [])
 
-    # How answers are kept.
+    # How the host is looked at.
 
-    def _from_outside(self, guest: ProbeGuest, *questions: _Question) -> None:
+    def _from_outside(self, guest: ProbeGuest, *questions: Question) -> None:
         """Look at the stopped host's memory until nothing is wrong, or something stays wrong."""
         try:
             program = self._host.debugger()
@@ -417,15 +404,15 @@ class Evidence:
         unanswered: dict[str, OracleUnavailable] = {}
         looks = 0
 
-        def atomically() -> Sequence[tuple[str, Difference | Stale]]:
+        def atomically() -> Sequence[tuple[str, Finding]]:
             nonlocal looks
             if looks:
                 # Most looks find nothing to wait for, and need not pay for this.
                 guest.session.ask("drain_lru")
             looks += 1
-            found: list[tuple[str, Difference | Stale]] = []
+            found: list[tuple[str, Finding]] = []
             with self._host.paused():
-                primary = _primary(program, guest)
+                primary = primary_of(program, guest)
                 for question in questions:
                     try:
                         answer = question.look(program, guest, primary)
@@ -448,66 +435,3 @@ class Evidence:
 
     def _patience(self) -> Deadline:
         return Deadline.after(_SETTLE_SECONDS * self._host.facts.pace, "Settling")
-
-    def _judge(
-        self,
-        oracle: str,
-        expected: str,
-        wrong: Sequence[str],
-        page: int | None = None,
-        agreed: str = "as expected",
-    ) -> None:
-        """Record what an oracle saw, and raise Violation when anything is wrong."""
-        if not wrong:
-            self._record(OracleStatus.AGREES, oracle, expected, agreed)
-            return
-        more = f" and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
-        seen = "; ".join(wrong[:_SHOWN]) + more
-        detail = {"wrong": list(wrong[:_RECORDED]), "count": len(wrong)}
-        self._record(OracleStatus.VIOLATED, oracle, expected, seen, detail)
-        raise Violation(oracle, expected, seen, page)
-
-    def _not_consulted(self, oracle: str, why: object) -> None:
-        # What an oracle did say in the same test is not taken back by what it could not.
-        if oracle not in self._reports:
-            self._record(OracleStatus.NOT_CONSULTED, oracle, "", str(why))
-
-    def _record(
-        self,
-        status: OracleStatus,
-        oracle: str,
-        expected: str,
-        seen: str,
-        detail: Mapping[str, object] | None = None,
-    ) -> None:
-        self._asked[oracle] = self._asked.get(oracle, 0) + 1
-        detail = {"asked": self._asked[oracle], **(detail or {})}
-        self._reports[oracle] = OracleReport(oracle, status, expected, seen, detail)
-
-
-def _primary(program: drgn.Program, guest: ProbeGuest) -> PrimaryMap:
-    return primary_map(program, guest.pid, guest.hva, guest.pages)
-
-
-def _extra(program: drgn.Program, guest: ProbeGuest, primary: PrimaryMap) -> Sequence[Difference]:
-    pages = np.flatnonzero(primary.present)
-    states = page_states(program, primary.pfn[pages])
-    return differences(pages, states)
-
-
-def _stale(program: drgn.Program, guest: ProbeGuest, primary: PrimaryMap) -> Sequence[Stale]:
-    sptes = read_sptes(program, guest.pid, guest.vm_fd, guest.gpa, guest.pages)
-    return stale(sptes, primary)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Question:
-    """What is asked of the host's memory from outside, and by which oracle."""
-
-    oracle: str
-    expected: str
-    look: Callable[[drgn.Program, ProbeGuest, PrimaryMap], Sequence[Difference | Stale]]
-
-
-_REFERENCES = _Question("references", "exactly the references of mappings and caches", _extra)
-_TRANSLATIONS = _Question("translations", "each spte to agree with the primary MMU", _stale)

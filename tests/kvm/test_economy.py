@@ -22,16 +22,24 @@ def test_dropping_many_sptes_takes_few_flushes(
     evidence.content(guest.fill(SEED))
     with guest.hammering(0, last, 1) as hammer:
         hammer.await_visits(1)
-        before = guest.statistics()["vm"]["remote_tlb_flush"]
+        before = _flushes(guest)
         if how == "munmap":
             guest.munmap(0, last)
         elif how == "dontneed":
             guest.madvise("dontneed", 0, last)
         else:
             guest.mprotect("none", 0, last)
-        flushes = guest.statistics()["vm"]["remote_tlb_flush"] - before
+        flushes = _flushes(guest) - before
     evidence.content(hammer.stop())
     evidence.sptes_dropped(guest, 0, last)
     evidence.no_stale_translations(guest)
     evidence.at_most("TLB flushes", f"for {last} pages", MOST_FLUSHES, flushes)
     evidence.at_least("TLB flushes", f"for {last} pages", 1, flushes)
+
+
+def _flushes(guest: ProbeGuest) -> int:
+    """How many were asked for: of one that finds no vcpu running, nothing else is counted.
+    Older kernels have no counter of requests; theirs is of the flushes that were carried out.
+    """
+    counters = guest.statistics()["vm"]
+    return counters.get("remote_tlb_flush_requests", counters["remote_tlb_flush"])

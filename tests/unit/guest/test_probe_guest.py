@@ -14,7 +14,7 @@ import pytest
 from fake_session import FakeClock, Request, session_with
 
 from harness.errors import DeadlineError, OracleUnavailable, ProbeError, Violation
-from harness.guest import probe
+from harness.guest import hammer, probe
 from harness.guest.observation import Visit, unpack
 from harness.guest.probe import ProbeGuest, probe_guest
 from harness.guest.session import GuestLost, Session
@@ -868,4 +868,4 @@ def test_a_visit_is_refused_or_not(end: str, *, refused: bool) -> None:
 
 
 def test_the_default_guest_is_as_large_as_said() -> None:
-    assert probe._REFERENCE_PAGES * layout.PAGE_BYTES == 64 << 20
+    assert hammer.REFERENCE_PAGES * layout.PAGE_BYTES == 64 << 20

@@ -16,6 +16,7 @@ import pytest
 from harness.errors import HostLostError, KernelSplat, OracleUnavailable, ProbeError, Violation
 from harness.guest.observation import Residency, Visit
 from harness.oracle import evidence as module
+from harness.oracle import outside
 from harness.oracle.evidence import Evidence
 from harness.oracle.notifier import Watch
 from harness.oracle.pagetables import PrimaryMap
@@ -208,8 +209,10 @@ def guest() -> Any:
 @pytest.fixture
 def kernel(host: FakeHost, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Kernel:
     kernel = Kernel(host)
-    for name in ("primary_map", "page_states", "read_sptes", "subscriptions", "mm_references"):
+    for name in ("page_states", "read_sptes", "subscriptions", "mm_references"):
         monkeypatch.setattr(module, name, getattr(kernel, name))
+    for name in ("primary_map", "page_states", "read_sptes"):
+        monkeypatch.setattr(outside, name, getattr(kernel, name))
     return kernel
 
 
@@ -366,7 +369,7 @@ def test_a_kernel_that_is_built_otherwise_is_not_consulted(
     def other(*_: object) -> None:
         raise OracleUnavailable("KVM's page tables look different in this kernel.")
 
-    monkeypatch.setattr(module, "read_sptes", other)
+    monkeypatch.setattr(outside, "read_sptes", other)
     evidence.no_stale_translations(guest)
     not_consulted(evidence, "translations", "look different")
 

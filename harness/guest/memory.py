@@ -1,0 +1,301 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""L0's handle of a guest's memory: what its VMM and other processes of the host do to it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from harness.deadline import Deadline
+from harness.errors import OracleUnavailable, ProbeError, Violation
+from harness.guest.session import GuestLost, Session
+from harness.probe import layout
+
+_RACE_SECONDS = 15.0
+"""How long the rounds of a race may take; less than an answer may."""
+
+_COLLAPSE_SECONDS = 5.0
+
+
+class GuestMemory:
+    """The memory of a guest, with the VMM process that it belongs to."""
+
+    def __init__(
+        self,
+        session: Session,
+        name: str,
+        facts: Mapping[str, Any],
+        cgroup: str,
+        backing: str = "anon",
+    ) -> None:
+        self.session = session
+        self.name = name
+        self.cgroup = cgroup
+        self.backing = backing
+        self.pid = int(facts["pid"])
+        self.vm_fd = int(facts["vm_fd"])
+        self._statistics_fd = int(facts["statistics_fd"])
+        self.hva = int(facts["hva"])
+        self.gpa = int(facts["gpa"])
+        self.pages = int(facts["pages"])
+        self.vcpus = int(facts["vcpus"])
+
+    @property
+    def pace(self) -> float:
+        """The host's slowness, by which deadlines are stretched."""
+        return self.session.host.facts.pace
+
+    def ask(self, op: str, **arguments: Any) -> Any:
+        """One request to the VMM; a VMM that is gone without being asked is a Violation."""
+        try:
+            return self.session.ask_guest(self.name, op, **arguments)
+        except GuestLost as lost:
+            raise self._lost(lost, op) from lost
+
+    @property
+    def bytes(self) -> int:
+        """The size of the guest's memory."""
+        return self.pages * layout.PAGE_BYTES
+
+    # What is done to the guest's memory by its VMM.
+
+    def madvise(self, advice: str, first: int = 0, pages: int | None = None) -> None:
+        """Call madvise(2) on a range of the memory."""
+        self._on_range("madvise", first, pages, advice=advice)
+
+    def collapse(self) -> int:
+        """Collapse the memory into large pages with MADV_COLLAPSE; whether it went well, as 0 or 1.
+
+        The kernel says EAGAIN or EBUSY for what may succeed a moment later; a page with a
+        reference too many never does. Raises OracleUnavailable before commit 7d8faaf15545
+        ("mm/madvise: introduce MADV_COLLAPSE sync hugepage collapse") (in v6.1).
+        """
+        self.madvise("hugepage")
+        for _ in Deadline.after(_COLLAPSE_SECONDS * self.pace, "Collapsing").ticks():
+            try:
+                with lacking("MADV_COLLAPSE, which came with v6.1"):
+                    self.madvise("collapse")
+            except OSError as error:
+                if error.errno not in (errno.EAGAIN, errno.EBUSY):
+                    raise
+                self.session.ask("drain_lru")
+                continue
+            return 1
+        return 0
+
+    def split_large_pages(self) -> None:
+        """Have the kernel split all large pages of the memory, through debugfs.
+
+        Raises OracleUnavailable before commit fa6c02315f74 ("mm: huge_memory: a new debugfs
+        interface for splitting THP tests") (in v5.13).
+        """
+        span = f"{self.pid},{self.hva:#x},{self.hva + self.bytes:#x}"
+        with lacking("/sys/kernel/debug/split_huge_pages for one process"):
+            self.session.ask("write", path="/sys/kernel/debug/split_huge_pages", text=span)
+
+    def mprotect(self, protection: str, first: int = 0, pages: int | None = None) -> None:
+        """Call mprotect(2) with ``none``, ``read`` or ``readwrite``."""
+        self._on_range("mprotect", first, pages, protection=protection)
+
+    def munmap(self, first: int = 0, pages: int | None = None) -> None:
+        """Call munmap(2)."""
+        self._on_range("munmap", first, pages)
+
+    def remap(self, first: int = 0, pages: int | None = None) -> None:
+        """Map fresh anonymous memory over a range."""
+        self._on_range("remap", first, pages)
+
+    def host_read(self, first: int = 0, pages: int = 1, word: int = 0) -> list[int]:
+        """Load a word of each page with the VMM's CPU, through the primary MMU."""
+        return list(self._on_range("peek", first, pages, word=word))
+
+    def host_write(self, value: int, first: int = 0, pages: int = 1, word: int = 0) -> None:
+        """Store a word into each page with the VMM's CPU, through the primary MMU."""
+        self._on_range("poke", first, pages, word=word, value=value)
+
+    def replace(self, first: int = 0, pages: int | None = None) -> None:
+        """Map fresh anonymous memory over a range, whatever the backing is."""
+        self._on_range("replace", first, pages)
+
+    def move_away(self, first: int = 0, pages: int | None = None, *, leaving: bool = False) -> int:
+        """Move a range to another address with mremap(2), which is returned.
+
+        A hole is left, or with ``leaving`` a mapping without pages. Raises OracleUnavailable before
+        commit e346b3813067 ("mm/mremap: add MREMAP_DONTUNMAP to mremap()") (in v5.7).
+        """
+        with lacking("MREMAP_DONTUNMAP") if leaving else contextlib.nullcontext():
+            return int(self._on_range("move", first, pages, leaving=leaving))
+
+    def move_back(self, address: int, first: int = 0, pages: int | None = None) -> None:
+        """Move a range that was moved away back to where it was."""
+        self._on_range("move_back", first, pages, source=address)
+
+    def follow(self, address: int) -> None:
+        """Let the memslot follow memory that was moved as a whole."""
+        self.ask("follow", address=address)
+        self.hva = address
+
+    def resize(self, old: int, new: int) -> None:
+        """Shrink or grow the first ``old`` pages of the memory to ``new``, where they are."""
+        self.ask("resize", old=old, new=new)
+
+    def remap_file_pages(self, first: int, pages: int, source: int) -> None:
+        """Show the file from page ``source`` on in a range, with remap_file_pages(2)."""
+        self._on_range("remap_file_pages", first, pages, source=source)
+
+    def truncate(self, pages: int) -> None:
+        """Give the file below the memory the size of so many pages."""
+        self.ask("truncate", pages=pages)
+
+    def punch(self, first: int = 0, pages: int | None = None) -> None:
+        """Punch a hole into the file below the memory."""
+        self._on_range("punch", first, pages)
+
+    def allocate(self, first: int = 0, pages: int | None = None) -> None:
+        """Have room in the file below the memory, with fallocate(2)."""
+        self._on_range("allocate", first, pages)
+
+    def msync(self, first: int = 0, pages: int | None = None) -> None:
+        """Call msync(2) with MS_SYNC."""
+        self._on_range("msync", first, pages)
+
+    def fsync(self) -> None:
+        """Call fsync(2) on the file below the memory."""
+        self.ask("fsync")
+
+    def stored(self, first: int = 0, pages: int | None = None, word: int = 0) -> list[int]:
+        """A word of each page as it is on the disk, past the page cache."""
+        return list(self._on_range("stored", first, pages, word=word))
+
+    def race(self, kind: str, vcpu: int, page: int, rounds: int) -> tuple[int, int]:
+        """Do something to the page that a vcpu hammers alone, ``rounds`` times; see probe/race.py.
+
+        Returns how many rounds there was time for, and in how many of them a write of the vcpu
+        went where it may not go any more.
+        """
+        seconds = _RACE_SECONDS * self.pace
+        played = self.ask("race", kind=kind, vcpu=vcpu, page=page, rounds=rounds, seconds=seconds)
+        return int(played["rounds"]), int(played["lost"])
+
+    @contextlib.contextmanager
+    def aliased(self) -> Iterator[None]:
+        """A second memslot on the same memory comes, moves and goes while the context is open.
+
+        Raises ProbeError when it never came and went.
+        """
+        self.ask("begin_aliasing")
+        yield
+        if not self.ask("end_aliasing"):
+            raise ProbeError("No memslot came and went while the context was open.")
+
+    @contextlib.contextmanager
+    def write_protected(self, first: int = 0, pages: int | None = None) -> Iterator[None]:
+        """A range is write-protected through userfaultfd; see ``faults``.
+
+        Raises OracleUnavailable on a kernel that cannot do that to memory of this kind.
+        """
+        features = ["write-protect"]
+        if self.backing in ("hugetlb", "memfd"):
+            features.append("write-protect-files")
+        with lacking("userfaultfd write protection of this memory"):
+            self._on_range("protect_by_userfault", first, pages, features=features)
+        yield
+        self.ask("end_protection")
+
+    def faults(self) -> list[int]:
+        """The pages of the write-protected range at which somebody waited, from its start."""
+        return list(self.ask("faults"))
+
+    def move_by_userfault(self, first: int, pages: int) -> int:
+        """Move pages out of the memory with UFFDIO_MOVE; returns the address where they are."""
+        with lacking("UFFDIO_MOVE, which came with v6.8"):
+            return int(self._on_range("move_by_userfault", first, pages))
+
+    # What is done to it by others.
+
+    def move_to_node(self, node: int) -> dict[str, Any]:
+        """Another process moves all pages to a node: how many were ``left``, the ``places``."""
+        return dict(
+            self.session.ask(
+                "move_pages", pid=self.pid, address=self.hva, pages=self.pages, node=node
+            )
+        )
+
+    def migrate(self, old: int, new: int) -> int:
+        """Another process migrates all pages from one node to another; how many it could not."""
+        return int(self.session.ask("migrate_pages", pid=self.pid, old=old, new=new))
+
+    def advised_by_another(self, advice: str) -> int:
+        """Another process advises on all of the memory; how many bytes were advised on."""
+        with lacking("process_madvise of this advice"):
+            return int(
+                self.session.ask(
+                    "advise", pid=self.pid, address=self.hva, size=self.bytes, advice=advice
+                )
+            )
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[Callable[[], dict[str, int]]]:
+        """Another process has the VM open, too, while the context is open.
+
+        Yields what asks it for KVM's counters of the VM, also when the VMM is gone.
+        """
+        self.session.ask(
+            "hold_vm", name=self.name, vm_fd=self.vm_fd, statistics_fd=self._statistics_fd
+        )
+        yield lambda: dict(self.session.ask("held_statistics", name=self.name))
+        self.session.ask("let_go", name=self.name)
+
+    def await_death(self) -> int | None:
+        """The wait status of a VMM that dies by itself in time, or None if it lives on."""
+        seconds = self.session.patience / 2
+        status = self.session.ask("await_death", name=self.name, seconds=seconds)
+        return None if status is None else int(status)
+
+    def limit(self, name: str, value: int | str) -> None:
+        """Write a limit of the guest's cgroup, as ``memory.max``."""
+        self.session.ask("write", path=f"{self.cgroup}/{name}", text=str(value))
+
+    # How it is asked.
+
+    def _on_range(self, op: str, first: int, pages: int | None, **arguments: Any) -> Any:
+        count = self.pages - first if pages is None else pages
+        return self.ask(op, first=first, pages=count, **arguments)
+
+    def _lost(self, lost: GuestLost, during: str) -> Violation | ProbeError:
+        signum = lost.status & 0x7F
+        if signum == signal.SIGKILL and self._killed_for_memory():
+            return Violation(
+                "reclaim",
+                "the memory of the guest to be swapped when its cgroup has no room",
+                "the memory controller found nothing that it could reclaim, and killed the VMM",
+            )
+        if lost.said or not signum or signum == signal.SIGKILL:
+            # It ended by its own doing, or was killed from outside, as for want of memory.
+            return ProbeError(
+                f"The VMM of guest {lost.name} ended during {during} "
+                f"(wait status {lost.status}): {lost.said or 'it said nothing'}."
+            )
+        return Violation(
+            "VMM",
+            f"the VMM to live through {during}",
+            f"it was killed by signal {signum}, as when the kernel cannot give a page back",
+        )
+
+    def _killed_for_memory(self) -> bool:
+        lines = self.session.read(f"{self.cgroup}/memory.events").splitlines()
+        return int(dict(line.split() for line in lines)["oom_kill"]) > 0
+
+
+@contextlib.contextmanager
+def lacking(what: str) -> Iterator[None]:
+    """An argument that the kernel does not know is something that it lacks."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS):
+            raise
+        raise OracleUnavailable(f"The host's kernel has no {what} ({error}).") from error
