@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 from harness import __version__, ci, display, plugin
+from harness.bisect.drive import bisect_code, find_first_bad
 from harness.doctor import examine
 from harness.errors import ExitCode, HarnessError, Interrupted
 from harness.guest.probe import probe_guest
@@ -104,6 +105,48 @@ def coverage(expression: str | None, tests: Sequence[str], **options: Any) -> in
     kernel that calls a notifier. coverage.json in the results directory has all cells.
     """
     return plugin.check(expression, tests, [*_as_arguments(options), "--coverage"])
+
+
+def _bisect_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What a bisection is asked."""
+    options: tuple[Decorator, ...] = (
+        click.option("--good", metavar="REV", required=True, help="A commit without the failure."),
+        click.option("--bad", metavar="REV", required=True, help="A commit with it."),
+        click.option("--source", metavar="TREE", required=True,
+                     help="A checkout of git; its history is read, and it is not touched."),
+        click.option("--select", metavar="EXPR",
+                     help="Only tests whose names match, as check's -k."),
+        click.option("--mmu", "modes", metavar="MODE", multiple=True,
+                     help=f"{', '.join(mmu.Mmu)}; may be repeated. Default: tdp and shadow."),
+        click.option("--patch", "patches", metavar="FILE", multiple=True,
+                     help="Apply on top of each revision that lacks it; may be repeated."),
+        click.option("--config", "fragments", metavar="FILE", multiple=True,
+                     help="Add a configuration fragment; may be repeated."),
+        _accel,
+        click.option("--jobs", type=click.IntRange(1), help="For make; default: number of CPUs."),
+        click.option("--error", type=float, default=0.01, show_default=True,
+                     help="The probability of a wrong answer that is put up with."),
+        click.option("--results", metavar="DIR", default="results", show_default=True),
+        click.argument("tests", nargs=-1),
+    )  # fmt: skip
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+@command.command()
+@_bisect_options
+def bisect(**options: Any) -> int:
+    """Find the first commit with a failure, by checks of the commits in between.
+
+    It goes on where it was when the same command is given again. TESTS are files or test ids; by
+    default the whole suite until the failure is seen, and then the tests that show it.
+    """
+    with _opened() as (_, store, progress):
+        answer, directory = find_first_bad(store, progress, **options)
+    click.echo((directory / "summary.txt").read_text("utf-8"))
+    click.echo(f"Results: {directory}")
+    return bisect_code(answer)
 
 
 @command.command()

@@ -29,6 +29,7 @@ MAY_IMPORT = {
     # An oracle reports in the words of the result room.
     "oracle": VOCABULARY | {"kernel", "image", "machine", "guest", "probe", "result"},
     "result": {"errors"},
+    "bisect": VOCABULARY | {"kernel", "machine", "result"},
     "control": VOCABULARY | {"kernel"},
     "doctor": VOCABULARY | {"machine"},
     "display": {"errors", "progress", "result"},
