@@ -72,7 +72,8 @@ class HarnessChecker:
             [*self._program, *self.words(tree, patches, looked_for), f"--results={results}"],
             Deadline.after(_CHECK_SECONDS, "A check of a revision"),
             log,
-            env={"CI": "true"},
+            # It is not for a check on the way to annotate a job.
+            env={"CI": "true", "GITHUB_ACTIONS": "false"},
             on_line=self._progress.update,
         )
         for found in sorted(results.glob("*/results.json")):
