@@ -7,6 +7,7 @@ import dataclasses
 import json
 import random
 import subprocess
+import sys
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -17,7 +18,7 @@ from harness.bisect.drive import Bisection, HarnessChecker
 from harness.bisect.history import History
 from harness.bisect.plan import Answer, NoAnswer
 from harness.bisect.question import Question
-from harness.bisect.trial import HOST, Kind
+from harness.bisect.trial import HOST, Finding, Kind, interpret
 from harness.errors import InfrastructureError, MachineUnfitError, SourceError, UsageError
 from harness.progress import Silent
 
@@ -372,6 +373,54 @@ def test_only_the_tests_that_can_show_the_failure_are_run(tmp_path: Path) -> Non
     assert "-k" not in narrow
     outside = words(tmp_path, [], frozenset({Kind(HOST, "tdp", "kernel log: WARNING")}))
     assert outside[-2:] == ("-k", "fork")
+
+
+def test_the_real_check_says_when_a_tree_is_no_kernel(tmp_path: Path) -> None:
+    # The whole way, with everything real but a kernel: a process, its results, what they say.
+    (tmp_path / "tree").mkdir()
+    question = Question(tmp_path, "g", "b", modes=("tdp",), accelerator="tcg")
+    _, document = HarnessChecker(question, Silent())(
+        tmp_path / "tree", [], frozenset(), tmp_path / "results"
+    )
+    assert document is not None
+    finding, reason = interpret(document, frozenset())
+    assert finding is Finding.UNTESTABLE
+    assert "without a kernel source tree in it" in reason
+
+
+# Without our help.
+
+
+def test_plain_git_bisect_run_reads_our_exit_codes(setting: Setting, tmp_path: Path) -> None:
+    words = ["pass"] * 9 + ["leak 1"] * 8
+    words[12], words[6] = "build", "boot"
+    commits = setting.repository.linear(words)
+    repository = setting.repository
+    repository.git("bisect", "start", commits[16], commits[0])
+    said = repository.git("bisect", "run", *code_of_a_check(tmp_path))
+    assert f"{commits[9]} is the first bad commit" in said
+    assert "skip" in repository.git("bisect", "log")
+
+
+def test_plain_git_bisect_run_stops_at_infrastructure(setting: Setting, tmp_path: Path) -> None:
+    commits = setting.repository.linear(["pass", "pass", "infra", "leak 1", "leak 1"])
+    setting.repository.git("bisect", "start", commits[4], commits[0])
+    with pytest.raises(subprocess.CalledProcessError) as caught:
+        setting.repository.git("bisect", "run", *code_of_a_check(tmp_path))
+    assert "200" in caught.value.stderr
+
+
+def code_of_a_check(directory: Path) -> list[str]:
+    """A program that ends with the exit code of a check of the tree it is started in."""
+    script = directory / "check.py"
+    script.write_text(
+        "import random, sys\n"
+        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from fake_check import checked\n"
+        "document = checked(open('verdict').read(), random.Random(1), frozenset())\n"
+        "sys.exit(document['verdict']['exit_code'])\n"
+    )
+    return [sys.executable, str(script)]
 
 
 def test_chance_is_what_the_fake_check_says_it_is() -> None:
