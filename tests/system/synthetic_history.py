@@ -41,7 +41,7 @@ static bool history_leaks(gfn_t gfn)
 _MMU = "arch/x86/kvm/mmu/mmu.c"
 _RELEASE = "\tkvm_release_pfn_clean(orig_pfn);\n"
 _ZAP = "\tzap_page_range_single(vma, start, end - start, NULL);\n\treturn 0;\n"
-_REST_INIT = "static noinline void __ref __noreturn rest_init(void)\n{\n"
+_STARTING = "\trcu_scheduler_starting();\n"
 
 
 class Tree:
@@ -93,7 +93,7 @@ def make(source: Path, target: Path, percent: int = 100) -> None:
     tree.git("tag", "good")
     for number in range(1, COMMITS + 1):
         with_zap = ("mm/madvise.c", _ZAP, "\treturn 0;\n")
-        with_panic = ("init/main.c", _REST_INIT, f'{_REST_INIT}\tpanic("on purpose");\n')
+        with_panic = ("init/main.c", _STARTING, f'\tpanic("on purpose");\n{_STARTING}')
         for at, (name, old, new) in ((UNRELATED, with_zap), (DOES_NOT_BOOT, with_panic)):
             if number == at:
                 tree.replace(name, old, new)
