@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -162,6 +163,16 @@ def test_killed_after_any_check_it_goes_on_where_it_was(setting: Setting) -> Non
     # Once it has its answer, it gives it without another check.
     assert setting.run(commits[0], "main") == whole
     assert setting.checker.seen == seen
+
+
+def test_a_checkout_that_was_lost_is_made_again(setting: Setting) -> None:
+    commits = setting.repository.linear(["pass"] * 9 + ["leak 1"] * 8)
+    setting.checker.kill_after = 10
+    with pytest.raises(KeyboardInterrupt):
+        setting.run(commits[0], "main")
+    shutil.rmtree(setting.directory / "tree")
+    setting.checker.kill_after = None
+    assert setting.run(commits[0], "main") == Answer(commits[9], (commits[8],), identical=False)
 
 
 def test_infrastructure_that_stays_broken_is_given_up_and_kept(setting: Setting) -> None:
