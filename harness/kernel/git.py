@@ -18,6 +18,8 @@ _INHERITED = (
     "GIT_OBJECT_DIRECTORY",
 )
 _SECONDS = 120.0
+_OWN_SECONDS = 1800.0
+"""A first checkout of a kernel writes 90,000 files; with a cold cache, that took half a minute."""
 
 
 def in_checkout(directory: Path, *arguments: str) -> Completed:
@@ -59,14 +61,19 @@ def in_own(directory: Path, *arguments: str) -> Completed:
         "GIT_CONFIG_NOSYSTEM": "1",
         "GIT_CONFIG_GLOBAL": "/dev/null",
     }
-    return _git((*settings, *arguments), directory, environment)
+    return _git((*settings, *arguments), directory, environment, _OWN_SECONDS)
 
 
-def _git(arguments: tuple[str, ...], directory: Path, environment: dict[str, str]) -> Completed:
+def _git(
+    arguments: tuple[str, ...],
+    directory: Path,
+    environment: dict[str, str],
+    seconds: float = _SECONDS,
+) -> Completed:
     unset = [word for name in _INHERITED for word in ("-u", name)]
     return run(
         ["env", *unset, require("git", "git"), *arguments],
-        Deadline.after(_SECONDS, f"git {arguments[0]}"),
+        Deadline.after(seconds, f"git {arguments[0]}"),
         cwd=directory,
         env={"LC_ALL": "C.UTF-8", **environment},
         check=False,
