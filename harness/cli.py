@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import click
 
 from harness import __version__, ci, display, kill_matrix, plugin
+from harness.bisect.drive import bisect_code, find_first_bad
 from harness.campaign import Campaign, Plan
 from harness.comparing import compared
 from harness.comparison import as_text as comparison_text
@@ -33,55 +34,27 @@ from harness.kernel.inventory import inventory, remove, size_text, table, to_rem
 from harness.kernel.landmarks import release_of
 from harness.kernel.origin import source_of
 from harness.kernel.patches import described, try_out
-from harness.kernel.reference import FORMS
 from harness.kernel.series import STDIN, read_series, with_stdin
 from harness.machine import mmu
 from harness.machine.boot import boot as boot_host
 from harness.machine.shell import interact
+from harness.options import (
+    ACCEL,
+    CONTROL,
+    JOBS,
+    KERNEL,
+    PATCH,
+    RESULTS,
+    as_arguments,
+    bisect_options,
+    kernel_options,
+    suite_options,
+)
 from harness.progress import Progress
 from harness.result.text import printable
 from harness.result.verdict import exit_code
 from harness.store import Store
 from harness.workbench import DEFAULT_KERNEL, Wish, host_spec, make_kernel, make_parts
-
-Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
-
-
-_kernel = click.option(
-    "--kernel", metavar="REF", default=DEFAULT_KERNEL, show_default=True, help=f"{FORMS}."
-)
-
-_patch = click.option(
-    "--patch",
-    "patches",
-    metavar="FILE",
-    multiple=True,
-    help="Apply on top: a diff, a mailbox, a quilt directory, or - for standard input; may be "
-    "repeated.",
-)
-_jobs = click.option("--jobs", type=click.IntRange(1), help="For make; default: number of CPUs.")
-
-
-def _kernel_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The options that say which kernel."""
-    options: tuple[Decorator, ...] = (
-        _kernel,
-        _patch,
-        click.option("--vmlinux", metavar="FILE", help="Debug information of a prebuilt kernel."),
-        click.option("--config", "fragments", metavar="FILE", multiple=True,
-                     help="Add a configuration fragment; may be repeated."),
-        _jobs,
-    )  # fmt: skip
-    for option in reversed(options):
-        function = option(function)
-    return function
-
-
-_accel = click.option(
-    "--accel", metavar="NAME", default="auto", show_default=True, help="kvm, tcg or auto."
-)
-_results = click.option("--results", metavar="DIR", default="results", show_default=True)
-_control = click.option("--control", metavar="NAME", help="Break one guarantee on purpose.")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -94,30 +67,8 @@ def command() -> None:
     """
 
 
-def _suite_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """What a run of the suite takes: the options of pytest's plugin, and which tests."""
-    options: tuple[Decorator, ...] = (
-        _kernel_options,
-        click.option("--mmu", "modes", metavar="MODE", multiple=True,
-                     help=f"{', '.join(mmu.Mmu)}; may be repeated. Default: tdp and shadow."),
-        _accel,
-        _control,
-        _results,
-        click.option("--strict", is_flag=True,
-                     help="A test that this kernel cannot run makes the run end in 125."),
-        click.option("--ci", is_flag=True,
-                     help="For CI jobs: no colour, one line a phase; GitHub's annotations there."),
-        click.option("-k", "expression", metavar="EXPR",
-                     help="Only tests whose names match, as pytest's."),
-        click.argument("tests", nargs=-1),
-    )  # fmt: skip
-    for option in reversed(options):
-        function = option(function)
-    return function
-
-
 @command.command()
-@_suite_options
+@suite_options
 def check(expression: str | None, tests: Sequence[str], **options: Any) -> int:
     """Build the kernel, boot it, drive guests on it, and give the verdict.
 
@@ -125,23 +76,38 @@ def check(expression: str | None, tests: Sequence[str], **options: Any) -> int:
     """
     if str(STDIN) in options["patches"]:
         options["patches"] = tuple(map(str, _patches(options["patches"], Store())))
-    return plugin.check(expression, tests, _as_arguments(options))
+    return plugin.check(expression, tests, as_arguments(options))
 
 
 @command.command()
-@_suite_options
+@suite_options
 def coverage(expression: str | None, tests: Sequence[str], **options: Any) -> int:
     """Check, and tell which notifier sites of the kernel the tests reach, by kprobes.
 
     The table has the hooks of 2008, with what does their work today, and every place in this
     kernel that calls a notifier. coverage.json in the results directory has all cells.
     """
-    return plugin.check(expression, tests, [*_as_arguments(options), "--coverage"])
+    return plugin.check(expression, tests, [*as_arguments(options), "--coverage"])
 
 
 @command.command()
-@_kernel_options
-@_control
+@bisect_options
+def bisect(**options: Any) -> int:
+    """Find the first commit with a failure, by checks of the commits in between.
+
+    It goes on where it was when the same command is given again. TESTS are files or test ids; by
+    default the whole suite until the failure is seen, and then the tests that show it.
+    """
+    with _opened() as (_, store, progress):
+        answer, directory = find_first_bad(store, progress, **options)
+    click.echo((directory / "summary.txt").read_text("utf-8"))
+    click.echo(f"Results: {directory}")
+    return bisect_code(answer)
+
+
+@command.command()
+@kernel_options
+@CONTROL
 def build(
     kernel: str,
     patches: Sequence[str],
@@ -166,10 +132,10 @@ def build(
 
 
 @command.command()
-@_kernel_options
+@kernel_options
 @click.option("--mmu", "mode", metavar="MODE", default="tdp", show_default=True)
-@_accel
-@_control
+@ACCEL
+@CONTROL
 @click.option("--guest", is_flag=True, help="With a probe guest of 64 MiB running in it.")
 def boot(
     kernel: str,
@@ -205,7 +171,7 @@ def boot(
 
 
 @command.command()
-@_kernel
+@KERNEL
 @click.argument("files", metavar="FILE...", nargs=-1, required=True)
 def patch(kernel: str, files: Sequence[str]) -> int:
     """Try patches on kernel source, and say of every hunk what becomes of it.
@@ -228,9 +194,9 @@ def patch(kernel: str, files: Sequence[str]) -> int:
 
 
 @command.command()
-@_kernel
-@_patch
-@_jobs
+@KERNEL
+@PATCH
+@JOBS
 @click.option("--no-build", is_flag=True, help="Only configure, which takes seconds.")
 def kconfig(kernel: str, patches: Sequence[str], jobs: int | None, no_build: bool) -> int:
     """Check that MMU_NOTIFIER is there for KVM and for nobody else, by building small kernels."""
@@ -262,8 +228,8 @@ def kconfig(kernel: str, patches: Sequence[str], jobs: int | None, no_build: boo
     help="Instead of the modes that each control is for; may be repeated.",
 )
 @click.option("--jobs", type=click.IntRange(1), help="For make; default: number of CPUs.")
-@_accel
-@_results
+@ACCEL
+@RESULTS
 @click.argument("names", metavar="[NAME]...", nargs=-1)
 def controls(
     kernel: str,
@@ -332,8 +298,8 @@ def kernels(older_than: float | None, at_most: float | None, dry_run: bool) -> i
 )
 @click.option("--mmu", "mode", metavar="MODE", default="tdp", show_default=True)
 @click.option("--jobs", type=click.IntRange(1), help="For make; default: number of CPUs.")
-@_accel
-@_results
+@ACCEL
+@RESULTS
 def compare(kernel: str, mode: str, jobs: int | None, accel: str, results: str) -> int:
     """Show what the mmu notifiers are for: the same guest before and after them.
 
@@ -425,20 +391,3 @@ def _path(name: str | None) -> Path | None:
 def _patches(names: Sequence[str], store: Store) -> tuple[Path, ...]:
     """The paths of patches, of which one may be standard input."""
     return with_stdin(_paths(names), sys.stdin.buffer.read, store)
-
-
-def _as_arguments(options: dict[str, Any]) -> list[str]:
-    """The options of ``check`` as pytest's plugin knows them."""
-    names = {"patches": "patch", "fragments": "config", "modes": "mmu", "strict": "no-skips"}
-    arguments = []
-    for key, value in options.items():
-        if isinstance(value, bool):
-            arguments += [f"--{names.get(key, key)}"] if value else []
-            continue
-        for one in value if isinstance(value, tuple) else (value,):
-            if one is True:
-                arguments.append(f"--{key}")
-            elif one is not None and one is not False:
-                # One word, because a value may begin with a dash.
-                arguments.append(f"--{names.get(key, key)}={one}")
-    return arguments

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
+import os
 import shutil
 import sys
 import time
@@ -27,7 +29,9 @@ from harness.errors import (
     MachineUnfitError,
     UsageError,
 )
+from harness.machine import mmu
 from harness.progress import Progress
+from harness.store import Store
 
 _CHECK_SECONDS = 6 * 3600.0
 _RETRIES = 3
@@ -68,7 +72,8 @@ class HarnessChecker:
             [*self._program, *self.words(tree, patches, looked_for), f"--results={results}"],
             Deadline.after(_CHECK_SECONDS, "A check of a revision"),
             log,
-            env={"CI": "true"},
+            # It is not for a check on the way to annotate a job.
+            env={"CI": "true", "GITHUB_ACTIONS": "false"},
             on_line=self._progress.update,
         )
         for found in sorted(results.glob("*/results.json")):
@@ -176,3 +181,61 @@ class Bisection:
                 f"{self._broke} checks in a row ended in an infrastructure error, the last with: "
                 f"{trial.reason} All that is known is kept; the same command goes on from here."
             )
+
+
+def find_first_bad(
+    store: Store,
+    progress: Progress,
+    *,
+    source: str,
+    good: str,
+    bad: str,
+    error: float,
+    select: str | None,
+    modes: Sequence[str],
+    patches: Sequence[str],
+    fragments: Sequence[str],
+    accel: str,
+    jobs: int | None,
+    results: str,
+    tests: Sequence[str],
+) -> tuple[Answer | NoAnswer, Path]:
+    """Bisect as the command line asks for, and give the answer and the directory of its reports.
+
+    The checkout of all bisections of a source is one, so that they share a build tree.
+    """
+    path = Path(source).expanduser().absolute()
+    if not path.is_dir():
+        raise UsageError(f"There is no directory {path} to bisect in.")
+    where = hashlib.sha256(os.fsencode(path)).hexdigest()[:12]
+    history = History(path, store.directory("bisect") / f"linux-{where}")
+
+    def waiting() -> None:
+        progress.note("Waiting for another bisection of this source.")
+
+    with store.lock(f"bisect-{where}", waiting=waiting):
+        history.open()
+        question = Question(
+            source=path,
+            good=history.resolve(good),
+            bad=history.resolve(bad),
+            select=select,
+            tests=tuple(tests),
+            modes=tuple(str(mmu.parse(mode)) for mode in modes),
+            patches=tuple(Path(patch).absolute() for patch in patches),
+            fragments=tuple(Path(fragment).absolute() for fragment in fragments),
+            accelerator=accel,
+            jobs=jobs,
+            error=error,
+        )
+        directory = Path(results).absolute() / f"bisect-{store.digest(question.key())[:12]}"
+        directory.mkdir(parents=True, exist_ok=True)
+        checker = HarnessChecker(question, progress)
+        return Bisection(question, history, checker, directory, progress).run(), directory
+
+
+def bisect_code(answer: Answer | NoAnswer) -> ExitCode:
+    """0 for an answer; 201 for revisions that do not differ as said; 125 for a range."""
+    if isinstance(answer, Answer):
+        return ExitCode.PASS
+    return ExitCode.USAGE if answer.bad_input else ExitCode.UNTESTABLE

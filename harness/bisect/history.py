@@ -81,6 +81,9 @@ class History:
         left the range in question.
         """
         self._git("bisect", "reset", check=False)
+        if self._git("rev-parse", "--verify", "--quiet", "HEAD", check=False).status != 0:
+            # As in a new checkout for a state that is older; git bisect asks where HEAD is.
+            self._git("update-ref", "--no-deref", "HEAD", bad)
         now = self._read(self._git("bisect", "start", "--no-checkout", bad, good, check=False))
         for wanted in ("bad", "good", "skip"):
             for commit, word in marks:

@@ -12,7 +12,7 @@ from pathlib import Path
 from harness.bisect.history import History
 from harness.bisect.plan import Answer, Case, NoAnswer, count, rate
 from harness.bisect.question import Question
-from harness.bisect.trial import HOST, Finding, Kind
+from harness.bisect.trial import HOST, Finding
 from harness.result.directory import write_atomically
 from harness.result.text import one_line, printable
 from harness.result.timeline import duration
@@ -58,8 +58,7 @@ def summary(
     lines = [*_answer(end, titles), ""]
     if case.looked_for:
         lines += ["The failure that was looked for:", ""]
-        lines += [f"  {kind}" + (f", {kind.mmu}" if kind.mmu else "") for kind in _sorted(case)]
-        lines.append("")
+        lines += [*_kinds(case, end), ""]
     lines += _evidence(question, case, end, titles)
     lines += _besides(case, titles)
     if isinstance(end, Answer):
@@ -79,6 +78,19 @@ def _answer(end: Answer | NoAnswer, titles: Mapping[str, str]) -> Iterator[str]:
     yield f"No first bad commit was found. {one_line(end.reason)}"
     for commit in end.commits:
         yield f"  {one_line(titles.get(commit, commit))}"
+
+
+def _kinds(case: Case, end: Answer | NoAnswer) -> Iterator[str]:
+    kinds = sorted(case.looked_for)
+    at_culprit = set(kinds)
+    if isinstance(end, Answer):
+        at_culprit = {kind for trial in case.of(end.culprit) for kind in trial.kinds}
+    for kind in kinds:
+        unseen = "" if kind in at_culprit else " (not seen at the first bad commit)"
+        yield f"  {kind}, {kind.mmu}{unseen}"
+    if not at_culprit.issuperset(kinds):
+        yield ""
+        yield "What was not seen there may have another cause; bisect it alone with --select."
 
 
 def _evidence(
@@ -141,10 +153,6 @@ def _reproduce(question: Question, case: Case, end: Answer) -> Iterator[str]:
     git = ["git", "-C", str(question.source), "worktree", "add", "--detach"]
     yield f"  {shlex.join([*git, str(Path.cwd() / 'linux-culprit'), end.culprit])}"
     yield f"  {shlex.join([*words, *tests])}"
-
-
-def _sorted(case: Case) -> list[Kind]:
-    return sorted(case.looked_for)
 
 
 @dataclasses.dataclass(frozen=True)

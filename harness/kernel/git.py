@@ -20,6 +20,8 @@ _INHERITED = (
     "GIT_OBJECT_DIRECTORY",
 )
 _SECONDS = 120.0
+_OWN_SECONDS = 1800.0
+"""A first checkout of a kernel writes 90,000 files; with a cold cache, that took half a minute."""
 
 
 _READING = (
@@ -78,7 +80,7 @@ def in_own(directory: Path, *arguments: str) -> Completed:
         "GIT_CONFIG_NOSYSTEM": "1",
         "GIT_CONFIG_GLOBAL": "/dev/null",
     }
-    return _git((*settings, *arguments), directory, environment)
+    return _git((*settings, *arguments), directory, environment, seconds=_OWN_SECONDS)
 
 
 def _git(
@@ -86,10 +88,11 @@ def _git(
     directory: Path,
     environment: dict[str, str],
     stdin: bytes | None = None,
+    seconds: float = _SECONDS,
 ) -> Completed:
     return run(
         [*_command(), *arguments],
-        Deadline.after(_SECONDS, f"git {arguments[0]}"),
+        Deadline.after(seconds, f"git {arguments[0]}"),
         cwd=directory,
         env={"LC_ALL": "C.UTF-8", **environment},
         stdin=stdin,

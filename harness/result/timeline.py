@@ -14,8 +14,9 @@ from harness.result.summary import scenario
 BOOT = "boot"
 _STEPS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 21600)
 _TICKS = 8
-_NARROWEST = 0.15
-"""Percent of the width: what is shorter is still to be seen."""
+_NARROWEST = {"fail": 0.6, "error": 0.6}
+_NARROW = 0.15
+"""Percent of the width: what is shorter is still to be seen, and what matters is found at once."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Bar:
 
 @dataclasses.dataclass(frozen=True)
 class Lane:
-    """What happened under one MMU mode, in order of time."""
+    """What happened under one MMU mode; later bars are drawn over earlier ones."""
 
     mode: str
     bars: tuple[Bar, ...]
@@ -87,13 +88,16 @@ def _lane(record: RunRecord, mode: str, whole: float) -> Lane:
             at = _since(record, outcome.started)
             bars.append(_bar(str(outcome.outcome), at, outcome.seconds, title, whole))
             tests += outcome.seconds
-    return Lane(mode, tuple(sorted(bars, key=lambda bar: bar.left)), tests)
+    # Drawn in this order: what did not pass is in front of its neighbours.
+    bars.sort(key=lambda bar: (bar.kind in _NARROWEST, bar.left))
+    return Lane(mode, tuple(bars), tests)
 
 
 def _bar(kind: str, at: float, seconds: float, title: str, whole: float) -> Bar:
     # The wall clock may have been set during the run; nothing is drawn outside of it.
-    left = min(max(at / whole * 100, 0.0), 100.0 - _NARROWEST)
-    width = min(max(seconds / whole * 100, _NARROWEST), 100.0 - left)
+    narrowest = _NARROWEST.get(kind, _NARROW)
+    left = min(max(at / whole * 100, 0.0), 100.0 - narrowest)
+    width = min(max(seconds / whole * 100, narrowest), 100.0 - left)
     return Bar(kind, round(left, 3), round(width, 3), title)
 
 

@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 
 from harness import __version__, cli, plugin
+from harness.bisect.drive import Bisection
+from harness.bisect.plan import Answer, NoAnswer
 from harness.campaign import Plan
 from harness.catalogue import Entry
 from harness.comparison import Comparison, Measurement
@@ -628,3 +630,97 @@ def test_a_check_with_bad_words_is_bad_usage(tmp_path: Path, words: list[str], s
     assert ended.returncode == 201, ended.stderr
     assert said in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+# Bisecting.
+
+
+def bisection(directory: Path, *words: str) -> list[str]:
+    return [
+        *("bisect", "--good", "good", "--bad", "main", "--source", str(directory / "linux")),
+        *("--results", str(directory / "results"), *words),
+    ]
+
+
+@pytest.fixture
+def history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory with a repository ``linux``, and a cache of its own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    script = (
+        "git init -q -b main linux && cd linux && git config user.name a && "
+        "git config user.email a@example.org && echo 1 >f && git add f && git commit -q -m one && "
+        "git tag good && echo 2 >f && git commit -q -a -m two"
+    )
+    subprocess.run(["sh", "-c", script], cwd=tmp_path, check=True)
+    return tmp_path
+
+
+def test_a_bisection_asks_for_what_was_said_and_prints_the_summary(
+    command: Command,
+    history: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    asked: list[Any] = []
+
+    def run(self: Any) -> Answer:
+        asked.append(self._question)
+        (self._directory / "summary.txt").write_text("First bad commit: it\n")
+        return Answer("c", ("p",), identical=False)
+
+    monkeypatch.setattr(Bisection, "run", run)
+    words = bisection(history, "--mmu", "tdp", "--select", "fork", "--patch", "a", "--jobs", "2")
+    assert command(*words, "--error", "0.05", "--config", "c", "--accel", "tcg", "t.py::x") == 0
+    (question,) = asked
+    assert (question.select, question.tests, question.modes) == ("fork", ("t.py::x",), ("tdp",))
+    assert (question.error, question.jobs, question.accelerator) == (0.05, 2, "tcg")
+    assert question.patches == (Path.cwd() / "a",)
+    assert question.fragments == (Path.cwd() / "c",)
+    assert question.source == history / "linux"
+    assert len(question.good) == len(question.bad) == 40
+    assert question.good != question.bad
+    said = capsys.readouterr().out
+    assert "First bad commit: it" in said
+    assert f"Results: {history / 'results' / 'bisect-'}" in said
+
+
+@pytest.mark.parametrize(
+    ("answer", "code"),
+    [
+        (NoAnswer("The bad revision did not fail.", bad_input=True), 201),
+        (NoAnswer("Only commits that cannot be tested are left.", ("a", "b")), 125),
+    ],
+)
+def test_a_bisection_without_an_answer_is_no_success(
+    command: Command,
+    history: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    answer: NoAnswer,
+    code: int,
+) -> None:
+    def run(self: Any) -> NoAnswer:
+        (self._directory / "summary.txt").write_text(answer.reason)
+        return answer
+
+    monkeypatch.setattr(Bisection, "run", run)
+    assert command(*bisection(history)) == code
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--good", "nope"], 'There is no commit "nope"'),
+        (["--source", "/nonexistent"], "There is no directory /nonexistent"),
+        (["--error", "0"], "The error bound is a probability"),
+        (["--mmu", "ept"], "choose one of tdp, tdp-legacy, shadow"),
+    ],
+)
+def test_a_bisection_of_nothing_is_bad_usage(
+    command: Command,
+    history: Path,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    said: str,
+) -> None:
+    assert command(*bisection(history, *words)) == 201
+    assert said in capsys.readouterr().err

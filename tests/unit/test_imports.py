@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 MODULES = sorted((ROOT / "harness").rglob("*.py"))
 
 VOCABULARY = {"errors", "deadline", "command", "janitor", "progress", "store"}
-DOORS = {"__main__", "cli", "plugin"}
+DOORS = {"__main__", "cli", "options", "plugin"}
 
 ROOMS = {"kernel", "image", "machine", "guest", "oracle", "result"}
 
@@ -29,6 +29,7 @@ MAY_IMPORT = {
     # An oracle reports in the words of the result room.
     "oracle": VOCABULARY | {"kernel", "image", "machine", "guest", "probe", "result"},
     "result": {"errors"},
+    "bisect": VOCABULARY | {"kernel", "machine", "result"},
     "control": VOCABULARY | {"kernel"},
     "doctor": VOCABULARY | {"machine"},
     "catalogue": set[str](),
@@ -52,7 +53,7 @@ MAY_IMPORT = {
 
 # Who may know a library or a module that is dangerous or easily spreads.
 OWNERS = {
-    "click": {"cli"},
+    "click": {"cli", "options"},
     "drgn": {"machine", "oracle"},
     "fabric": {"machine"},
     "jinja2": {"image", "result"},

@@ -31,7 +31,7 @@ NOW = datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC)
 _AGREES = OracleReport("content", OracleStatus.AGREES)
 
 
-def results(words: str, chance: random.Random, looked_for: frozenset[Kind]) -> Any:
+def checked(words: str, chance: random.Random, looked_for: frozenset[Kind]) -> Any:
     """The results.json of a check of a tree with these words, made by the real judge."""
     lines = [line.split() for line in words.splitlines()]
     said = {line[0] for line in lines if line}
@@ -84,14 +84,14 @@ class FakeChecker:
         self.kill_after: int | None = None
 
     def __call__(
-        self, tree: Path, patches: Sequence[Path], looked_for: frozenset[Kind], results_: Path
+        self, tree: Path, patches: Sequence[Path], looked_for: frozenset[Kind], results: Path
     ) -> tuple[Path, Mapping[str, Any] | None]:
         if self.kill_after is not None and len(self.seen) >= self.kill_after:
             raise KeyboardInterrupt
         words = (tree / "verdict").read_text()
         self.seen.append((tree / "number").read_text().strip())
         self.patches.append(tuple(patches))
-        return results_, results(words, self.chance, looked_for)
+        return results, checked(words, self.chance, looked_for)
 
 
 class Repository:

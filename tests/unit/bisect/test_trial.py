@@ -6,7 +6,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from fake_check import LEAKY, OTHER, results
+from fake_check import LEAKY, OTHER, checked
 
 from harness.bisect.trial import HOST, Finding, Kind, failures, interpret
 from harness.errors import HarnessError, MachineUnfitError, UsageError
@@ -31,25 +31,25 @@ NOTHING: frozenset[Kind] = frozenset()
     ],
 )
 def test_what_a_check_says(words: str, first: Finding, later: Finding) -> None:
-    everything = results(words, random.Random(0), NOTHING)
+    everything = checked(words, random.Random(0), NOTHING)
     assert interpret(everything, NOTHING)[0] is first
     assert interpret(everything, frozenset({LEAK}))[0] is later
 
 
 def test_failures_are_told_apart_by_test_mode_and_oracle() -> None:
-    document = results("leak 1\nother", random.Random(0), NOTHING)
+    document = checked("leak 1\nother", random.Random(0), NOTHING)
     assert failures(document) == (Kind(OTHER, "tdp", "access"), LEAK)
-    assert failures(results("worse", random.Random(0), NOTHING)) == (
+    assert failures(checked("worse", random.Random(0), NOTHING)) == (
         Kind(LEAKY, "tdp", "translations"),
     )
 
 
 def test_reports_of_the_log_are_told_apart_by_their_kind() -> None:
-    document = results("log WARNING", random.Random(0), NOTHING)
+    document = checked("log WARNING", random.Random(0), NOTHING)
     assert failures(document) == (Kind(HOST, "tdp", "kernel log: WARNING"),)
     looked_for = frozenset({Kind(HOST, "tdp", "kernel log: lockdep")})
     assert interpret(document, looked_for)[0] is Finding.PASSES
-    test = results("leak 1", random.Random(0), NOTHING)
+    test = checked("leak 1", random.Random(0), NOTHING)
     failed = next(item for item in test["tests"] if item["outcome"] == "fail")
     failed["oracle"] = "kernel log"
     failed["oracles"] = [{"name": "kernel log", "status": "violated", "seen": "KASAN: bad access"}]
@@ -57,7 +57,7 @@ def test_reports_of_the_log_are_told_apart_by_their_kind() -> None:
 
 
 def test_a_test_that_was_skipped_has_not_passed() -> None:
-    document = results("pass", random.Random(0), NOTHING)
+    document = checked("pass", random.Random(0), NOTHING)
     next(item for item in document["tests"] if item["id"] == LEAKY)["outcome"] = "skip"
     assert interpret(document, frozenset({LEAK}))[0] is Finding.UNTESTABLE
     assert interpret(document, NOTHING)[0] is Finding.PASSES
@@ -67,7 +67,7 @@ def test_a_test_that_was_skipped_has_not_passed() -> None:
     ("code", "error"), [(201, UsageError), (202, MachineUnfitError), (203, HarnessError)]
 )
 def test_what_no_other_commit_would_change_ends_it(code: int, error: type[Exception]) -> None:
-    document = results("infra", random.Random(0), NOTHING)
+    document = checked("infra", random.Random(0), NOTHING)
     document["verdict"]["exit_code"] = code
     with pytest.raises(error, match="The host is gone"):
         interpret(document, NOTHING)
@@ -75,6 +75,6 @@ def test_what_no_other_commit_would_change_ends_it(code: int, error: type[Except
 
 @pytest.mark.parametrize("code", [130, 143, 200])
 def test_what_says_nothing_of_the_kernel_is_tried_again(code: int) -> None:
-    document = results("infra", random.Random(0), NOTHING)
+    document = checked("infra", random.Random(0), NOTHING)
     document["verdict"]["exit_code"] = code
     assert interpret(document, NOTHING)[0] is Finding.INFRASTRUCTURE

@@ -14,7 +14,7 @@ import pytest
 from fake_session import FakeClock, Request, session_with
 
 from harness.errors import DeadlineError, OracleUnavailable, ProbeError, Violation
-from harness.guest import hammer, probe
+from harness.guest import hammer
 from harness.guest.observation import Visit, unpack
 from harness.guest.probe import ProbeGuest, probe_guest
 from harness.guest.session import GuestLost, Session

@@ -757,8 +757,8 @@ def test_hot_pages_may_stay_and_others_may_not(evidence: Evidence, guest: Any) -
 @pytest.mark.parametrize(
     ("counts", "said"),
     [
-        ({"anon": 3 << 20}, "anon 3145728"),
-        ({"swapcached": 3 << 20}, "swapcached 3145728"),
+        ({"anon": 5 << 20}, "anon 5242880"),
+        ({"swapcached": 5 << 20}, "swapcached 5242880"),
         ({"memory.swap.current": PAGES * PAGE - 1}, f"memory.swap.current {PAGES * PAGE - 1}"),
     ],
 )
@@ -845,12 +845,12 @@ def test_the_memory_controller_is_asked_about_this_kind_of_memory(
     evidence: Evidence, guest: Any, backing: str, counter: str, *, good: bool
 ) -> None:
     guest.backing = backing
-    guest.memory = [{**guest.memory[0], counter: 3 << 20}]
+    guest.memory = [{**guest.memory[0], counter: 5 << 20}]
     claim = partial(evidence.swapped_out, guest, residency())
     if good:
         claim()
     else:
-        assert violated(evidence, "memory controller", claim).seen == f"{counter} {3 << 20}"
+        assert violated(evidence, "memory controller", claim).seen == f"{counter} {5 << 20}"
 
 
 def back(*, swapped: Sequence[int] = (), away: Sequence[int] = ()) -> Residency:

@@ -21,7 +21,8 @@ from harness.probe.memory import Memory
 PAGES = LARGE_PAGE_BYTES // PAGE_BYTES
 WITH_FILE = [name for name, backing in BACKINGS.items() if backing.file]
 ON_DISK = [name for name, backing in BACKINGS.items() if backing.file == "disk"]
-SHARED = ["memfd", "file-shared"]
+SHARED = [name for name, backing in BACKINGS.items() if backing.flags & 1]
+OF_LARGE_PAGES = [name for name, each in BACKINGS.items() if each.page_bytes > PAGE_BYTES]
 
 
 def mapping(address: int) -> dict[str, Any]:
@@ -116,7 +117,7 @@ def test_a_backing_that_nobody_knows_is_refused() -> None:
 # Remapping, and what a file has.
 
 
-@pytest.mark.parametrize("name", [name for name in BACKINGS if name != "hugetlb"])
+@pytest.mark.parametrize("name", [name for name in BACKINGS if name not in OF_LARGE_PAGES])
 def test_a_range_is_mapped_anew_with_what_its_file_has_there(name: str, tmp_path: Path) -> None:
     def run() -> tuple[list[int], bool]:
         ours = Memory(8, name, str(tmp_path / "file"))
@@ -131,7 +132,7 @@ def test_a_range_is_mapped_anew_with_what_its_file_has_there(name: str, tmp_path
     assert in_child(run) == ([1, 2, *there, 7, 8], True)
 
 
-@pytest.mark.parametrize("name", WITH_FILE)
+@pytest.mark.parametrize("name", [name for name in WITH_FILE if name not in OF_LARGE_PAGES])
 def test_a_range_is_replaced_by_memory_without_the_file(name: str, tmp_path: Path) -> None:
     def run() -> tuple[list[int], str, list[int]]:
         ours = Memory(4, name, str(tmp_path / "file"))

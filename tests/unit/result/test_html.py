@@ -88,6 +88,14 @@ def test_the_verdict_is_the_first_thing_it_says(name: str) -> None:
     assert body[1:4] == ["exit", "code", str(int(record.verdict.exit_code))]
 
 
+@pytest.mark.parametrize("name", SAMPLES)
+def test_only_a_run_that_passed_is_green(name: str) -> None:
+    page = Page(as_html(SAMPLES[name]))
+    (band,) = [values["class"] for tag, values in page.elements if tag == "header"]
+    colours = {"passed": "pass", "failed": "fail", "crashed": "fail"}
+    assert band == f"band is-{colours.get(name, 'error')}"
+
+
 @pytest.mark.parametrize("name", ["failed", "crashed", "unbuilt"])
 def test_hostile_text_is_shown_as_it_came(name: str) -> None:
     assert "<script>alert('guest')</script>]]></failure><!-- {{ 7*7 }} {% raw %} &lt;" in (

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What the commands take: options that several share, and what pytest's plugin calls them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from harness.kernel.reference import FORMS
+from harness.machine import mmu
+from harness.workbench import DEFAULT_KERNEL
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+KERNEL = click.option(
+    "--kernel", metavar="REF", default=DEFAULT_KERNEL, show_default=True, help=f"{FORMS}."
+)
+
+PATCH = click.option(
+    "--patch",
+    "patches",
+    metavar="FILE",
+    multiple=True,
+    help="Apply on top: a diff, a mailbox, a quilt directory, or - for standard input; may be "
+    "repeated.",
+)
+JOBS = click.option("--jobs", type=click.IntRange(1), help="For make; default: number of CPUs.")
+
+
+def kernel_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that say which kernel."""
+    options: tuple[Decorator, ...] = (
+        KERNEL,
+        PATCH,
+        click.option("--vmlinux", metavar="FILE", help="Debug information of a prebuilt kernel."),
+        click.option("--config", "fragments", metavar="FILE", multiple=True,
+                     help="Add a configuration fragment; may be repeated."),
+        JOBS,
+    )  # fmt: skip
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+ACCEL = click.option(
+    "--accel", metavar="NAME", default="auto", show_default=True, help="kvm, tcg or auto."
+)
+RESULTS = click.option("--results", metavar="DIR", default="results", show_default=True)
+CONTROL = click.option("--control", metavar="NAME", help="Break one guarantee on purpose.")
+
+
+def suite_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What a run of the suite takes: the options of pytest's plugin, and which tests."""
+    options: tuple[Decorator, ...] = (
+        kernel_options,
+        click.option("--mmu", "modes", metavar="MODE", multiple=True,
+                     help=f"{', '.join(mmu.Mmu)}; may be repeated. Default: tdp and shadow."),
+        ACCEL,
+        CONTROL,
+        RESULTS,
+        click.option("--strict", is_flag=True,
+                     help="A test that this kernel cannot run makes the run end in 125."),
+        click.option("--ci", is_flag=True,
+                     help="For CI jobs: no colour, one line a phase; GitHub's annotations there."),
+        click.option("-k", "expression", metavar="EXPR",
+                     help="Only tests whose names match, as pytest's."),
+        click.argument("tests", nargs=-1),
+    )  # fmt: skip
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def bisect_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What a bisection is asked."""
+    options: tuple[Decorator, ...] = (
+        click.option("--good", metavar="REV", required=True, help="A commit without the failure."),
+        click.option("--bad", metavar="REV", required=True, help="A commit with it."),
+        click.option("--source", metavar="TREE", required=True,
+                     help="A checkout of git; its history is read, and it is not touched."),
+        click.option("--select", metavar="EXPR",
+                     help="Only tests whose names match, as check's -k."),
+        click.option("--mmu", "modes", metavar="MODE", multiple=True,
+                     help=f"{', '.join(mmu.Mmu)}; may be repeated. Default: tdp and shadow."),
+        click.option("--patch", "patches", metavar="FILE", multiple=True,
+                     help="Apply on top of each revision that lacks it; may be repeated."),
+        click.option("--config", "fragments", metavar="FILE", multiple=True,
+                     help="Add a configuration fragment; may be repeated."),
+        ACCEL,
+        JOBS,
+        click.option("--error", type=float, default=0.01, show_default=True,
+                     help="The probability of a wrong answer that is put up with."),
+        RESULTS,
+        click.argument("tests", nargs=-1),
+    )  # fmt: skip
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def as_arguments(options: dict[str, Any]) -> list[str]:
+    """The options of ``check`` as pytest's plugin knows them."""
+    names = {"patches": "patch", "fragments": "config", "modes": "mmu", "strict": "no-skips"}
+    arguments = []
+    for key, value in options.items():
+        if isinstance(value, bool):
+            arguments += [f"--{names.get(key, key)}"] if value else []
+            continue
+        for one in value if isinstance(value, tuple) else (value,):
+            if one is not None:
+                # One word, because a value may begin with a dash.
+                arguments.append(f"--{names.get(key, key)}={one}")
+    return arguments
