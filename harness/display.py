@@ -125,6 +125,12 @@ class Terminal:
             if self._open:
                 self._open[-1].update = one_line(text, 300)
 
+    def ended(self, name: str, seconds: float, *, well: bool) -> None:
+        """Print the line with which a phase stays on the screen."""
+        with self._lock:
+            line = Text(f"{_mark(well, self._console.encoding)} ", "green" if well else "red")
+            self._console.print(line.append(_closing(one_line(name), seconds), style="default"))
+
     def note(self, text: str) -> None:
         """Print a line that stays."""
         with self._lock:
@@ -189,6 +195,12 @@ class Plain:
                 phase = self._open[-1]
                 self._print(f"... {phase.name}, {phase.seconds:.0f} s: {one_line(text, 300)}")
 
+    def ended(self, name: str, seconds: float, *, well: bool) -> None:
+        """Print the line at the end of a phase."""
+        with self._lock:
+            self._spoke = self._clock()
+            self._print(f"{_mark(well, self._stream.encoding)} {_closing(one_line(name), seconds)}")
+
     def note(self, text: str) -> None:
         """Print a line that stays."""
         with self._lock:
@@ -213,7 +225,11 @@ class _Phase:
         return self._clock() - self._started
 
     def closing(self) -> str:
-        return f"{self.name}  {self.seconds:.1f} s"
+        return _closing(self.name, self.seconds)
+
+
+def _closing(name: str, seconds: float) -> str:
+    return f"{name}  {seconds:.1f} s"
 
 
 class _Moving:

@@ -61,6 +61,8 @@ def suite_options(function: Callable[..., Any]) -> Callable[..., Any]:
         ACCEL,
         CONTROL,
         RESULTS,
+        click.option("--hosts", type=click.IntRange(1),
+                     help="How many run at once; default: as CPUs and memory allow, at most 4."),
         click.option("--strict", is_flag=True,
                      help="A test that this kernel cannot run makes the run end in 125."),
         click.option("--ci", is_flag=True,

@@ -36,6 +36,7 @@ from harness.result.outcome import Outcome, Request, TestOutcome
 from harness.result.summary import scenario
 from harness.result.verdict import exit_code
 from harness.run import Run
+from harness.spread import Spread
 from harness.store import Store
 from harness.workbench import DEFAULT_KERNEL, DEFAULT_MODES, Wish
 
@@ -65,6 +66,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     # pytest has an option --strict of its own.
     group.addoption("--no-skips", action="store_true", help="a skipped test makes a run end in 125")
     group.addoption("--ci", action="store_true", help="for CI jobs: plain lines, annotations")
+    group.addoption("--hosts", metavar="N", type=int, help="how many run at once (by CPUs, memory)")
     group.addoption("--jobs", metavar="N", type=int, help="for make; default: number of CPUs")
     group.addoption("--coverage", action="store_true", help="which notifier sites are reached")
 
@@ -92,6 +94,7 @@ def pytest_configure(config: pytest.Config) -> None:
         jobs=config.getoption("--jobs"),
         strict=config.getoption("--no-skips"),
         vmlinux=config.getoption("--vmlinux"),
+        hosts=config.getoption("--hosts"),
     )
     config.pluginmanager.register(SuitePlugin(config, wish), _PLUGIN)
 
@@ -104,6 +107,7 @@ class SuitePlugin:
         self._wish = wish
         self._stack = contextlib.ExitStack()
         self._run: Run | None = None
+        self._spread: Spread | None = None
         # Without pytest's own reporter, which is how check() runs, this plugin reports.
         self._speaks = config.pluginmanager.is_blocked("terminal")
         self._signal: signal.Signals | None = None
@@ -155,8 +159,22 @@ class SuitePlugin:
                 measure=self._config.getoption("--coverage"),
             )
         )
+        if not requests:
+            return None
         # True says that the loop is over: no test runs without a kernel.
-        return True if requests and not self._run.prepare() else None
+        return True if not self._run.prepare() or self._ran_on_many_hosts(session) else None
+
+    def _ran_on_many_hosts(self, session: pytest.Session) -> bool:
+        """Run all tests on several hosts at once, if that is worth it; whether it was done."""
+        modes = [_mode_of(item) for item in session.items]
+        hosts = self._run.hosts_at_once(len(modes)) if self._run and all(modes) else 1
+        if hosts < 2 or self._run is None:
+            return False
+        self._spread = Spread(self._run, session)
+        self._spread.over(hosts, [str(mode) for mode in modes])
+        if session.shouldfail:
+            raise session.Failed(session.shouldfail)
+        return True
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
@@ -181,11 +199,19 @@ class SuitePlugin:
         if self._run is not None and _mode_of(item):
             _Judged.of(item).add(call)
             if call.when == "teardown":
-                self._run.report(self._outcome(item))
+                outcome = self._outcome(item)
+                self._run.report(outcome)
+                if self._spread is not None:
+                    self._spread.judged(outcome)
                 if self._signal is not None:
                     # Whoever swallowed the interrupt shall not make us go on.
                     item.session.shouldstop = "the run was interrupted"
         return report
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Pass on what pytest itself says of a test, from the process that ran it."""
+        if self._spread is not None:
+            self._spread.reported(report)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_sessionfinish(

@@ -17,6 +17,9 @@ class Progress(Protocol):
     def update(self, text: str) -> None:
         """Say how far the present phase is; the newest text replaces the one before."""
 
+    def ended(self, name: str, seconds: float, *, well: bool) -> None:
+        """Say that a phase has ended whose beginning was not shown, as one beside others."""
+
     def note(self, text: str) -> None:
         """Say something that stays: a fact, a choice with its reason, a warning."""
 
@@ -31,6 +34,9 @@ class Silent:
 
     def update(self, text: str) -> None:
         """Drop the text."""
+
+    def ended(self, name: str, seconds: float, *, well: bool) -> None:
+        """Drop it."""
 
     def note(self, text: str) -> None:
         """Drop the text."""

@@ -22,7 +22,7 @@ from harness.progress import Progress
 from harness.result.coverage import Coverage, as_json
 from harness.result.directory import ResultsDirectory, write_atomically
 from harness.result.outcome import Outcome, Request, TestOutcome, completed
-from harness.result.record import KernelFacts, MachineFacts, RunRecord
+from harness.result.record import HostRun, KernelFacts, MachineFacts, RunRecord
 from harness.result.verdict import judge
 from harness.store import Store
 from harness.workbench import Parts, Wish, Workbench, make_parts
@@ -32,6 +32,14 @@ _SYMBOLS = (
     "TRANSPARENT_HUGEPAGE", "LRU_GEN", "NUMA_BALANCING", "DEBUG_VM", "KASAN", "PROVE_LOCKING",
 )  # fmt: skip
 _LIBRARIES = ("drgn", "fabric", "numpy", "paramiko", "pytest", "qemu.qmp")
+
+
+_MOST_HOSTS = 4
+_HOST_MIB = 3072
+"""The memory of a host, with QEMU's own and what is read of it."""
+
+_FEW = 12
+"""With fewer tests a host, booting it costs more than it saves."""
 
 
 class Run:
@@ -62,6 +70,7 @@ class Run:
         self._directory = directory
         self._command = tuple(command)
         self._outcomes: list[TestOutcome] = []
+        self._hosts: list[HostRun] = []
         self._problems: list[BaseException] = []
         self._parts: Parts | None = None
         self._bench: Workbench | None = None
@@ -111,15 +120,43 @@ class Run:
         if self._bench and outcome.outcome not in (Outcome.PASS, Outcome.SKIP):
             self._bench.discard()
 
+    def hosts_at_once(self, tests: int) -> int:
+        """How many hosts may share so many tests: what was wished for, or what the machine bears."""
+        if self._measure:
+            return 1
+        if self._wish.hosts is not None:
+            return min(self._wish.hosts, tests)
+        return max(
+            1, min(_MOST_HOSTS, os.cpu_count() or 1, _free_mib() // _HOST_MIB, tests // _FEW)
+        )
+
+    def enlist(self, worker: int, progress: Progress) -> None:
+        """Be the run of one of several workers, in a process forked off."""
+        assert self._bench is not None, "prepare() comes first"
+        self.progress = progress
+        self._bench.enlist(worker, progress)
+
+    def take(self, outcome: TestOutcome) -> None:
+        """Take in how a test ended on a worker's host, which that worker has seen to."""
+        self._outcomes.append(outcome)
+
+    def take_hosts(self, hosts: Sequence[HostRun]) -> None:
+        """Take in what the hosts of a worker left as evidence."""
+        self._hosts += hosts
+
+    def end_hosts(self) -> tuple[HostRun, ...]:
+        """End the last host; what all of them left."""
+        if self._bench:
+            self._bench.discard()
+        return (*self._hosts, *(self._bench.hosts if self._bench else ()))
+
     def problem(self, error: BaseException) -> None:
         """Take in what ended the run, or a part of it, outside of any test."""
         self._problems.append(error)
 
     def finish(self) -> RunRecord:
         """End the last host, judge, and write the results."""
-        if self._bench:
-            self._bench.discard()
-        hosts = tuple(self._bench.hosts) if self._bench else ()
+        hosts = self.end_hosts()
         self.record = RunRecord(
             verdict=judge(
                 self._requests,
@@ -181,6 +218,14 @@ class Run:
             accelerator_reason=accelerator.reason if accelerator else "",
             versions={"python": platform.python_version(), **libraries},
         )
+
+
+def _free_mib() -> int:
+    """Memory that this machine can give without swapping."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) // 1024
+    return 0
 
 
 def _binary_digest(kernel: Kernel) -> str:

@@ -56,7 +56,8 @@ DEFAULT_MODES = (Mmu.TDP, Mmu.SHADOW)
 class Wish:
     """What a user asked for: which kernel, changed how, in which MMU modes, on what.
 
-    ``strict`` forbids to skip what this kernel or host cannot be asked.
+    ``strict`` forbids to skip what this kernel or host cannot be asked; ``hosts`` is how many of
+    them may run at once, by default as many as this machine bears.
     """
 
     kernel: str = DEFAULT_KERNEL
@@ -67,6 +68,7 @@ class Wish:
     control: str | None = None
     jobs: int | None = None
     strict: bool = False
+    hosts: int | None = None
     vmlinux: Path | None = None
 
     def command(self, mode: Mmu | None = None, test: str | None = None) -> tuple[str, ...]:
@@ -167,10 +169,16 @@ class Workbench:
         self._directory = directory
         self._progress = progress
         self._keep = keep
+        self._prefix = ""
         self._numbers = itertools.count(1)
         self._current: _Running | None = None
         self._hopeless: dict[Mmu, HarnessError] = {}
         self._ended: list[HostRun] = []
+
+    def enlist(self, worker: int, progress: Progress) -> None:
+        """Have hosts as one of several workers, by names that no other gives."""
+        self._prefix = f"{worker}-"
+        self._progress = progress
 
     @property
     def hosts(self) -> Sequence[HostRun]:
@@ -229,7 +237,7 @@ class Workbench:
 
     def _boot(self, mode: Mmu) -> _Running:
         parts = self.parts
-        name = f"host{next(self._numbers)}-{mode}"
+        name = f"{self._prefix}host{next(self._numbers)}-{mode}"
         directory = self._directory / name
         directory.mkdir(mode=0o700)
         started = datetime.datetime.now(datetime.UTC)

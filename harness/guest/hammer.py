@@ -63,7 +63,7 @@ class Hammer:
         start = self._progress()[counter]
         patience = VISIT_SECONDS * self._guest.pace * max(1.0, more / REFERENCE_PAGES)
         deadline = Deadline.after(patience, "The hammering vcpu")
-        for _ in deadline.ticks():
+        for _ in deadline.ticks(0.005, 0.05):
             if self._progress()[counter] - start >= more:
                 return
         progress = self._progress()

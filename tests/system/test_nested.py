@@ -61,7 +61,7 @@ def _check_inside(host: Host) -> tuple[int, str]:
         "CI=true",
     ]
     words = ["python3", "-m", "harness", "check", "--kernel", f"{MOUNTED}/kernel/bzImage"]
-    words += ["--accel", "kvm", "--mmu", "tdp", "-k", "middle"]
+    words += ["--accel", "kvm", "--mmu", "tdp", "-k", "anon-middle"]
     words += ["--results", f"{MOUNTED}/results"]
     said = ""
     for _ in range(2):  # an infrastructure error is no verdict; see verdict() in checking.py

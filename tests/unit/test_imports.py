@@ -41,6 +41,8 @@ MAY_IMPORT = {
     "workbench": VOCABULARY | ROOMS | {"control"},
     "coverage": VOCABULARY | ROOMS,
     "run": VOCABULARY | ROOMS | {"control", "workbench", "coverage"},
+    "crew": set[str](),
+    "spread": {"errors", "result", "run", "crew"},
     # What runs the product itself, again and again, and what measures with it.
     "campaign": VOCABULARY
     | {"kernel", "machine", "result"}
