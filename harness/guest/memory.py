@@ -198,7 +198,7 @@ class GuestMemory:
         Raises OracleUnavailable on a kernel that cannot do that to memory of this kind.
         """
         features = ["write-protect"]
-        if self.backing in ("hugetlb", "memfd"):
+        if self.backing in ("hugetlb", "hugetlb-shared", "memfd"):
             features.append("write-protect-files")
         with lacking("userfaultfd write protection of this memory"):
             self._on_range("protect_by_userfault", first, pages, features=features)
