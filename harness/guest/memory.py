@@ -105,7 +105,7 @@ class GuestMemory:
         self._on_range("munmap", first, pages)
 
     def remap(self, first: int = 0, pages: int | None = None) -> None:
-        """Map fresh anonymous memory over a range."""
+        """Map the backing over a range anew: zeros, or what its file has there."""
         self._on_range("remap", first, pages)
 
     def host_read(self, first: int = 0, pages: int = 1, word: int = 0) -> list[int]:
