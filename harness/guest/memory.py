@@ -105,7 +105,7 @@ class GuestMemory:
         self._on_range("munmap", first, pages)
 
     def remap(self, first: int = 0, pages: int | None = None) -> None:
-        """Map fresh anonymous memory over a range."""
+        """Map the backing over a range anew: zeros, or what its file has there."""
         self._on_range("remap", first, pages)
 
     def host_read(self, first: int = 0, pages: int = 1, word: int = 0) -> list[int]:
@@ -198,7 +198,7 @@ class GuestMemory:
         Raises OracleUnavailable on a kernel that cannot do that to memory of this kind.
         """
         features = ["write-protect"]
-        if self.backing in ("hugetlb", "memfd"):
+        if self.backing in ("hugetlb", "hugetlb-shared", "memfd"):
             features.append("write-protect-files")
         with lacking("userfaultfd write protection of this memory"):
             self._on_range("protect_by_userfault", first, pages, features=features)

@@ -147,7 +147,11 @@ class Memory:
         os.fsync(self._fd)
 
     def stored(self, first: int, pages: int, word: int) -> list[int]:
-        """One word of each page as it is on the disk, past the page cache (O_DIRECT)."""
+        """One word of each page as it is on the disk, past the page cache (O_DIRECT).
+
+        The kernel first writes what it knows to be dirty; of a write of which it does not know,
+        the disk has nothing.
+        """
         _, size = self.span(first, pages)
         fd = os.open(self.path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
         try:

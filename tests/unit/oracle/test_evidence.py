@@ -753,12 +753,31 @@ def test_hot_pages_may_stay_and_others_may_not(evidence: Evidence, guest: Any) -
     violated(evidence, "reclaim", lambda: claim(guest, residency(resident=[99, 100]), hot), 99)
 
 
+# The VMM has some memory of its own in that cgroup.
+ALLOWED = module._VMM_SLACK_BYTES
+TOO_MUCH = ALLOWED + 1
+
+
+def test_what_the_vmm_may_have_is_less_than_its_guest() -> None:
+    assert ALLOWED <= 2048 * PAGE // 2, "or the memory controller's word would be worth nothing"
+
+
+@pytest.mark.usefixtures("clock")
+def test_the_memory_controller_allows_the_vmm_its_own(evidence: Evidence, guest: Any) -> None:
+    guest.memory = [{**guest.memory[0], "anon": ALLOWED, "swapcached": ALLOWED}]
+    evidence.swapped_out(guest, residency())
+    hot = range(10)
+    guest.memory = [{**guest.memory[0], "anon": ALLOWED + len(hot) * PAGE}]
+    evidence.swapped_out(guest, residency(), hot)
+    violated(evidence, "memory controller", lambda: evidence.swapped_out(guest, residency()))
+
+
 @pytest.mark.usefixtures("clock")
 @pytest.mark.parametrize(
     ("counts", "said"),
     [
-        ({"anon": 5 << 20}, "anon 5242880"),
-        ({"swapcached": 5 << 20}, "swapcached 5242880"),
+        ({"anon": TOO_MUCH}, f"anon {TOO_MUCH}"),
+        ({"swapcached": TOO_MUCH}, f"swapcached {TOO_MUCH}"),
         ({"memory.swap.current": PAGES * PAGE - 1}, f"memory.swap.current {PAGES * PAGE - 1}"),
     ],
 )
@@ -845,12 +864,12 @@ def test_the_memory_controller_is_asked_about_this_kind_of_memory(
     evidence: Evidence, guest: Any, backing: str, counter: str, *, good: bool
 ) -> None:
     guest.backing = backing
-    guest.memory = [{**guest.memory[0], counter: 5 << 20}]
+    guest.memory = [{**guest.memory[0], counter: TOO_MUCH}]
     claim = partial(evidence.swapped_out, guest, residency())
     if good:
         claim()
     else:
-        assert violated(evidence, "memory controller", claim).seen == f"{counter} {5 << 20}"
+        assert violated(evidence, "memory controller", claim).seen == f"{counter} {TOO_MUCH}"
 
 
 def back(*, swapped: Sequence[int] = (), away: Sequence[int] = ()) -> Residency:

@@ -21,8 +21,8 @@ from harness.probe.memory import Memory
 PAGES = LARGE_PAGE_BYTES // PAGE_BYTES
 WITH_FILE = [name for name, backing in BACKINGS.items() if backing.file]
 ON_DISK = [name for name, backing in BACKINGS.items() if backing.file == "disk"]
-SHARED = [name for name, backing in BACKINGS.items() if backing.flags & 1]
-OF_LARGE_PAGES = [name for name, each in BACKINGS.items() if each.page_bytes > PAGE_BYTES]
+SHARED = ["memfd", "file-shared", "hugetlb-shared"]
+LARGE = [name for name, backing in BACKINGS.items() if backing.page_bytes > PAGE_BYTES]
 
 
 def mapping(address: int) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def free_large_pages() -> int:
 def name(request: pytest.FixtureRequest) -> str:
     """Each kind of memory that this machine can give a large page's worth of."""
     kind: str = request.param
-    if BACKINGS[kind].page_bytes > PAGE_BYTES and free_large_pages() < 2:
+    if kind in LARGE and free_large_pages() < 2:
         pytest.skip("This machine has no free hugetlb pages (vm.nr_hugepages).")
     advice = BACKINGS[kind].advice
     if advice and not Path("/sys/kernel/mm/transparent_hugepage").exists():
@@ -78,13 +78,16 @@ def test_memory_is_of_the_kind_that_was_asked_for(name: str, tmp_path: Path) -> 
     assert seen["end"] - seen["hva"] >= PAGES * PAGE_BYTES
     assert seen["mode"] == ("rw-s" if name in SHARED else "rw-p")
     flags = seen["VmFlags"]
-    if name == "hugetlb":
+    if name in LARGE:
         assert "ht" in flags
         assert seen["KernelPageSize"] == ["2048", "kB"]
     else:
         assert ("hg" if name == "thp" else "nh") in flags, "a large page comes only where wanted"
         assert ("nh" if name == "thp" else "hg") not in flags
-    expected = {"memfd": "/memfd:guest (deleted)", "hugetlb": "/anon_hugepage (deleted)"}
+    alone = "/memfd:guest (deleted)"
+    expected = {
+        "memfd": alone, "hugetlb-shared": alone, "hugetlb": "/anon_hugepage (deleted)",
+    }  # fmt: skip
     on_disk = str(path) if name in ON_DISK else ""
     assert seen["file"] == expected.get(name, on_disk)
 
@@ -117,7 +120,7 @@ def test_a_backing_that_nobody_knows_is_refused() -> None:
 # Remapping, and what a file has.
 
 
-@pytest.mark.parametrize("name", [name for name in BACKINGS if name not in OF_LARGE_PAGES])
+@pytest.mark.parametrize("name", [name for name in BACKINGS if name not in LARGE])
 def test_a_range_is_mapped_anew_with_what_its_file_has_there(name: str, tmp_path: Path) -> None:
     def run() -> tuple[list[int], bool]:
         ours = Memory(8, name, str(tmp_path / "file"))
@@ -132,7 +135,7 @@ def test_a_range_is_mapped_anew_with_what_its_file_has_there(name: str, tmp_path
     assert in_child(run) == ([1, 2, *there, 7, 8], True)
 
 
-@pytest.mark.parametrize("name", [name for name in WITH_FILE if name not in OF_LARGE_PAGES])
+@pytest.mark.parametrize("name", [name for name in WITH_FILE if name not in LARGE])
 def test_a_range_is_replaced_by_memory_without_the_file(name: str, tmp_path: Path) -> None:
     def run() -> tuple[list[int], str, list[int]]:
         ours = Memory(4, name, str(tmp_path / "file"))
@@ -204,7 +207,13 @@ def test_a_range_begins_in_its_file_where_it_begins_in_the_memory(tmp_path: Path
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("anon", 4096), ("memfd", 4096), ("hugetlb", 2 << 20), ("thp", 4096)],
+    [
+        ("anon", 4096),
+        ("memfd", 4096),
+        ("thp", 4096),
+        ("hugetlb", 2 << 20),
+        ("hugetlb-shared", 2 << 20),
+    ],
 )
 def test_a_backing_says_what_a_range_must_be_made_of(name: str, expected: int) -> None:
     assert BACKINGS[name].page_bytes == expected

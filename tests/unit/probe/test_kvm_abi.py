@@ -120,7 +120,14 @@ def test_system_calls_have_the_numbers_of_the_kernel(tmp_path: Path) -> None:
                 "MREMAP_DONTUNMAP": memory._MREMAP_DONTUNMAP,
             },
         ),
-        ("<linux/memfd.h>", {"MFD_CLOEXEC": backing._MFD_CLOEXEC}),
+        (
+            "<linux/memfd.h>",
+            {
+                "MFD_CLOEXEC": backing._MFD_CLOEXEC,
+                "MFD_HUGETLB": backing._MFD_HUGETLB,
+                "MFD_HUGE_2MB": backing._HUGE_2MB,
+            },
+        ),
         (
             "<linux/falloc.h>",
             {

@@ -49,8 +49,8 @@ def _write_regardless(memory: Memory) -> None:
 class FakeVcpu:
     """A vcpu that makes a visit whenever somebody looks how many there were.
 
-    ``visit`` is what it does while it may, ``refused`` what it does when it is refused. It visits
-    ``most`` times in all.
+    ``visit`` is what it does while it may, ``refused`` what it does when it is refused, which is at
+    every fifth look. It visits ``most`` times in all.
     """
 
     index = WORD
@@ -59,7 +59,7 @@ class FakeVcpu:
         self, memory: Memory, visit: Act = _write, refused: Act = _nothing, most: int = 1 << 30
     ) -> None:
         self._memory, self._visit, self._refused, self._left = memory, visit, refused, most
-        self._done = self._refusals = 0
+        self._done = self._looks = 0
         self.mailbox: Any = self
 
     @property
@@ -72,9 +72,10 @@ class FakeVcpu:
 
     @property
     def refusals(self) -> int:
-        self._refused(self._memory)
-        self._refusals += 1
-        return self._refusals
+        self._looks += 1
+        if self._looks % 5 == 0:
+            self._refused(self._memory)
+        return self._looks // 5
 
 
 def played(
