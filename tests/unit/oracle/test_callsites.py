@@ -115,7 +115,8 @@ def test_an_inlined_site_is_where_its_source_is(found: CallSites) -> None:
     (site,) = [site for site in found.sites if site.notifier == START]
     assert site.function == "wp_page_copy", "not the wrapper of the header"
     assert site.callers == ("do_wp_page",)
-    assert site.where == f"mm/memory.c:{line_of('	mmu_notifier_invalidate_range_start();')}"
+    assert site.file == "mm/memory.c"
+    assert site.line == line_of("	mmu_notifier_invalidate_range_start();")
 
 
 def test_a_call_at_the_end_that_became_a_jump_is_found(found: CallSites) -> None:
