@@ -58,6 +58,8 @@ class Site:
 class Cell:
     """What one test reached: how often each site was passed while it ran, zero left out.
 
+    ``hits`` are passes for the memory of a guest, or for a VM as a whole; ``others`` are those for
+    other memory of a VMM, which is a process like any other. Only the former reach a site.
     ``problem`` says why a test was not measured.
     """
 
@@ -65,6 +67,7 @@ class Cell:
     mmu: str
     scenario: str
     hits: Mapping[Site, int] = dataclasses.field(default_factory=dict)
+    others: Mapping[Site, int] = dataclasses.field(default_factory=dict)
     problem: str = ""
 
 
@@ -72,8 +75,8 @@ class Cell:
 class Coverage:
     """All sites of a kernel, and what was measured.
 
-    ``outside`` counts what was passed on watched hosts between the tests. ``problems`` are
-    sentences about what could not be consulted.
+    ``outside`` counts what was passed for guests on watched hosts between the tests.
+    ``problems`` are sentences about what could not be consulted.
     """
 
     release: str
@@ -167,6 +170,8 @@ def _why_not(coverage: Coverage, site: Site) -> str:
     if coverage.reached_by(twins):
         return "another call of the same in this function was reached; this one is a rarer way out"
     reason = hooks.NEEDS.get(site.function, "no test drives it")
+    if any(cell.others.get(site) for cell in coverage.cells):
+        reason += "; passed for other memory of a VMM"
     return f"{reason}; passed between tests" if coverage.outside.get(site) else reason
 
 
@@ -234,6 +239,7 @@ def _cell(cell: Cell) -> dict[str, object]:
         "mmu": cell.mmu,
         "problem": cell.problem,
         "hits": _hits(cell.hits),
+        "others": _hits(cell.others),
     }
 
 

@@ -38,7 +38,8 @@ SITES = (COW, FORK, ZAP, DEVICE, END_EARLY, END_WELL, REGISTER)
 
 def cell(name: str, mmu: str, *sites: Site, problem: str = "") -> Cell:
     hits = dict.fromkeys(sites, 2)
-    return Cell(f"tests/kvm/test_x.py::{name}[{mmu}]", mmu, f"x: {name}", hits, problem)
+    test = f"tests/kvm/test_x.py::{name}[{mmu}]"
+    return Cell(test, mmu, f"x: {name}", hits, problem=problem)
 
 
 @pytest.fixture
@@ -102,6 +103,13 @@ def test_another_way_out_of_a_reached_function_says_so(coverage: Coverage) -> No
     )
     assert well.reached
     assert "another call of the same in this function was reached" in early.reason
+
+
+def test_a_site_that_only_a_vmm_passed_for_itself_is_not_reached() -> None:
+    own = Cell("t", "tdp", "t", {}, {COW: 7})
+    (only,) = site_rows(Coverage("6", (COW,), (own,)))
+    assert not only.reached
+    assert only.reason == "no test drives it; passed for other memory of a VMM"
 
 
 def test_a_count_of_zero_reaches_nothing() -> None:
@@ -218,6 +226,7 @@ def test_the_file_has_every_site_cell_and_count(coverage: Coverage) -> None:
         "collapse_pte_mapped_thp: invalidate_range_end mm/khugepaged.c:1668": 2,
     }
     assert found["cells"][0]["hits"]["modules: mmu_notifier_register"] == 2
+    assert found["cells"][2]["others"] == {}
     assert found["cells"][3]["problem"] == "the host is gone"
     assert found["outside"] == {
         "migrate_vma_collect: invalidate_range_start mm/migrate_device.c:309": 3
