@@ -8,13 +8,14 @@ kernel.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 
 from harness.errors import HarnessError
 from harness.guest.session import Session
 from harness.kernel.model import Kernel
 from harness.oracle.callsites import CallSites, call_sites
-from harness.oracle.reach import Reach, Reading
+from harness.oracle.reach import Reach, Reading, grown
 from harness.progress import Progress
 from harness.result.coverage import Cell, Coverage, Site
 from harness.result.outcome import Request
@@ -77,7 +78,7 @@ class Recorder:
         except (HarnessError, OSError) as error:
             return None, str(error)
         if self._host.last is not None:
-            _add(self._outside, now.since(self._host.last))
+            _add(self._outside, grown(now.hits, self._host.last.hits))
         return now, ""
 
     def _after(self, request: Request, before: Reading) -> None:
@@ -90,16 +91,22 @@ class Recorder:
             self._cell(request, problem=f"the host did not answer at the end ({_first(error)})")
             return
         self._host.last = now
-        self._cell(request, now.since(before))
+        hits = grown(now.hits, before.hits)
+        self._cell(request, hits, grown(now.others, before.others))
         for notifier, count in now.unexplained.items():
             self._problem(f"Calls of {notifier} came from no known site, {count} on one host.")
-        if now.missed:
-            self._problem("Some hits of kprobes were not counted, because others were handled.")
+        if now.lost:
+            self._problem("The kernel could not count some passes of notifier sites.")
 
     def _cell(
-        self, request: Request, hits: dict[Site, int] | None = None, problem: str = ""
+        self,
+        request: Request,
+        hits: Mapping[Site, int] = MappingProxyType({}),
+        others: Mapping[Site, int] = MappingProxyType({}),
+        problem: str = "",
     ) -> None:
-        self._cells.append(Cell(request.id, request.mmu, scenario(request), hits or {}, problem))
+        name = scenario(request)
+        self._cells.append(Cell(request.id, request.mmu, name, hits, others, problem))
 
     def _say_unwatched(self, reach: Reach) -> None:
         for site in reach.unwatched:

@@ -5,14 +5,17 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import errno
 import os
 
+from harness.probe import layout
 from harness.probe.layout import LARGE_PAGE_BYTES, PAGE_BYTES
 from harness.probe.system import checked, libc
 
 PROT_NONE, PROT_READ, PROT_WRITE = 0, 1, 2
 _SHARED, _PRIVATE, _FIXED, _ANONYMOUS = 0x01, 0x02, 0x10, 0x20
 _NORESERVE, _HUGETLB, _HUGE_2MB = 0x4000, 0x40000, 21 << 26
+_FIXED_NOREPLACE = 0x100000
 _MAP_FAILED = ctypes.c_void_p(-1).value
 _MFD_CLOEXEC, _MFD_HUGETLB = 1, 4
 
@@ -91,20 +94,19 @@ BACKINGS = {
 def map_anonymous(size: int, address: int | None = None) -> int:
     """Map private anonymous memory and return its address, aligned to a large page.
 
-    With an ``address`` it is mapped exactly there, over whatever was.
+    It is where a VMM has nothing else, so that whoever watches the kernel can tell guests' memory
+    by its address. With an ``address`` it is mapped exactly there, over whatever was.
     """
     flags = _PRIVATE | _ANONYMOUS | _NORESERVE
     prot = PROT_READ | PROT_WRITE
     if address is not None:
         return mapped(libc.mmap(address, size, prot, flags | _FIXED, -1, 0))
-    # Too much, and then the ends cut off: mmap itself aligns to base pages only.
-    start = mapped(libc.mmap(None, size + LARGE_PAGE_BYTES, prot, flags, -1, 0))
-    aligned = -(-start // LARGE_PAGE_BYTES) * LARGE_PAGE_BYTES
-    if aligned > start:
-        checked(libc.munmap(start, aligned - start))
-    if tail := start + LARGE_PAGE_BYTES - aligned:
-        checked(libc.munmap(aligned + size, tail))
-    return aligned
+    for place in range(layout.HVA_FIRST, layout.HVA_LAST, layout.HVA_STEP):
+        try:
+            return mapped(libc.mmap(place, size, prot, flags | _FIXED_NOREPLACE, -1, 0))
+        except FileExistsError:
+            continue
+    raise OSError(errno.ENOMEM, "there is no place left for memory of guests")
 
 
 def mapped(address: int) -> int:

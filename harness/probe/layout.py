@@ -33,6 +33,10 @@ MEMORY_GPA = 1 << 30
 ALIAS_GPA = 3 << 30
 """Where a second memslot may show the same memory, for scenarios that create and delete it."""
 
+HVA_FIRST, HVA_LAST, HVA_STEP = 17 << 40, 32 << 40, 1 << 30
+"""Host-virtual addresses of guests' memory: a stretch where nothing else is mapped by itself, and
+whose addresses round up to the same power of two, 2**45."""
+
 DONE_PORT = 0xD0
 FIRST_PATTERN_WORD = 2
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 
 from harness.result import hooks
 from harness.result.hooks import Hook
@@ -49,14 +49,17 @@ class Site:
 
     @property
     def where(self) -> str:
-        """File and line of the source, as far as they are known."""
-        return f"{self.file}:{self.line}" if self.line else self.file
+        """File and line of the source, as far as known, and the function that it ended up in."""
+        place = f"{self.file}:{self.line}" if self.line else self.file
+        return f"{place} in {self.callers[-1]}" if self.callers else place
 
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
     """What one test reached: how often each site was passed while it ran, zero left out.
 
+    ``hits`` are passes for the memory of a guest, or for a VM as a whole; ``others`` are those for
+    other memory of a VMM, which is a process like any other. Only the former reach a site.
     ``problem`` says why a test was not measured.
     """
 
@@ -64,6 +67,7 @@ class Cell:
     mmu: str
     scenario: str
     hits: Mapping[Site, int] = dataclasses.field(default_factory=dict)
+    others: Mapping[Site, int] = dataclasses.field(default_factory=dict)
     problem: str = ""
 
 
@@ -71,8 +75,8 @@ class Cell:
 class Coverage:
     """All sites of a kernel, and what was measured.
 
-    ``outside`` counts what was passed on watched hosts between the tests. ``problems`` are
-    sentences about what could not be consulted.
+    ``outside`` counts what was passed for guests on watched hosts between the tests.
+    ``problems`` are sentences about what could not be consulted.
     """
 
     release: str
@@ -166,6 +170,8 @@ def _why_not(coverage: Coverage, site: Site) -> str:
     if coverage.reached_by(twins):
         return "another call of the same in this function was reached; this one is a rarer way out"
     reason = hooks.NEEDS.get(site.function, "no test drives it")
+    if any(cell.others.get(site) for cell in coverage.cells):
+        reason += "; passed for other memory of a VMM"
     return f"{reason}; passed between tests" if coverage.outside.get(site) else reason
 
 
@@ -233,17 +239,10 @@ def _cell(cell: Cell) -> dict[str, object]:
         "mmu": cell.mmu,
         "problem": cell.problem,
         "hits": _hits(cell.hits),
+        "others": _hits(cell.others),
     }
 
 
-def _hits(hits: Mapping[Site, int]) -> Sequence[Mapping[str, object]]:
-    return [
-        {
-            "function": site.function,
-            "notifier": site.notifier,
-            "where": site.where,
-            "callers": site.callers,
-            "count": count,
-        }
-        for site, count in hits.items()
-    ]
+def _hits(hits: Mapping[Site, int]) -> dict[str, int]:
+    """Counts by the name and place of a site, short enough for hundreds of cells."""
+    return {f"{site.function}: {site.hook} {site.where}".strip(): hits[site] for site in hits}

@@ -38,12 +38,19 @@ class FakeReach:
     def read(self) -> Reading:
         if self._session.problem is not None:
             raise self._session.problem
-        return Reading(dict(self._session.passed), self._session.unexplained, self._session.missed)
+        passed = dict(self._session.passed), dict(self._session.others)
+        return Reading(*passed, self._session.unexplained, self._session.lost)
 
 
 def host() -> Any:
     return SimpleNamespace(
-        passed={FORK: 0, COW: 0}, problem=None, watched=0, unwatched=(), unexplained={}, missed=0
+        passed={FORK: 0, COW: 0},
+        others={FORK: 0, COW: 0},
+        problem=None,
+        watched=0,
+        unwatched=(),
+        unexplained={},
+        lost=0,
     )
 
 
@@ -77,6 +84,16 @@ def test_each_test_has_what_was_passed_while_it_ran(recorder: Recorder) -> None:
     assert result.release == "6.12.1"
     assert result.problems == ()
     assert session.watched == 1
+
+
+def test_what_is_passed_for_a_vmm_itself_is_kept_apart(recorder: Recorder) -> None:
+    session = host()
+    session.others[COW] = 3
+    with recorder.watching(cast(Session, session), Request("t.py::test_a[tdp]", "tdp", "")):
+        session.passed[FORK] += 1
+        session.others[COW] += 2
+    (cell,) = recorder.result().cells
+    assert (cell.hits, cell.others) == ({FORK: 1}, {COW: 2})
 
 
 def test_what_is_passed_between_tests_belongs_to_none(recorder: Recorder) -> None:
@@ -155,7 +172,7 @@ def test_what_the_counts_do_not_tell_is_told(recorder: Recorder) -> None:
     session = host()
     session.unwatched = (COW,)
     session.unexplained = {"__mmu_notifier_release": 2}
-    session.missed = 1
+    session.lost = 1
     run(recorder, session, "test_a", fork=1)
     run(recorder, session, "test_b", fork=1)
     problems = recorder.result().problems
@@ -164,4 +181,4 @@ def test_what_the_counts_do_not_tell_is_told(recorder: Recorder) -> None:
         problems[0] == "wp_page_copy: invalidate_range_start (mm/memory.c:3385) cannot be probed."
     )
     assert "__mmu_notifier_release came from no known site" in problems[1]
-    assert "not counted" in problems[2]
+    assert "could not count" in problems[2]

@@ -34,6 +34,7 @@ static inline __attribute__((always_inline)) void mmu_notifier_invalidate_range_
 MM = """\
 #include <linux/mmu_notifier.h>
 int notifiers;
+struct mmu_notifier_range { void *mm; long start, end; } range;
 extern volatile int work;
 volatile int work;
 
@@ -115,7 +116,8 @@ def test_an_inlined_site_is_where_its_source_is(found: CallSites) -> None:
     (site,) = [site for site in found.sites if site.notifier == START]
     assert site.function == "wp_page_copy", "not the wrapper of the header"
     assert site.callers == ("do_wp_page",)
-    assert site.where == f"mm/memory.c:{line_of('	mmu_notifier_invalidate_range_start();')}"
+    assert site.file == "mm/memory.c"
+    assert site.line == line_of("	mmu_notifier_invalidate_range_start();")
 
 
 def test_a_call_at_the_end_that_became_a_jump_is_found(found: CallSites) -> None:
@@ -153,6 +155,10 @@ def test_a_notifier_that_begins_anew_is_no_site(build: Build) -> None:
     assert [site.function for site in sites if site.notifier == YOUNG] == ["ends_with_a_jump"]
 
 
+def test_it_is_known_where_the_kernel_is_and_where_a_range_begins(found: CallSites) -> None:
+    assert (found.text, found.range_offset) == (BASE, 8)
+
+
 def test_what_modules_call_is_a_site_of_theirs(found: CallSites) -> None:
     assert [site for site in found.sites if site.function == MODULES] == [
         Site("mmu_notifier_register", MODULES)
@@ -180,7 +186,7 @@ def test_a_kernel_without_debug_information_cannot_be_asked(build: Build) -> Non
 
 def test_a_kernel_without_notifiers_cannot_be_asked(build: Build) -> None:
     with pytest.raises(OracleUnavailable, match="no mmu notifiers"):
-        call_sites(build("void _start(void) {}"))
+        call_sites(build("struct mmu_notifier_range { long start; } r; void _start(void) {}"))
 
 
 @pytest.mark.parametrize("data", [b"", b"\x7fELF", b"\x7fELF\x02\x01" + bytes(90), bytes(4096)])

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import errno
 import re
-from pathlib import Path
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -14,35 +14,47 @@ import pytest
 from harness.errors import CommandError, OracleUnavailable
 from harness.guest.session import Session
 from harness.oracle.callsites import CallSites
-from harness.oracle.reach import Reach, Reading
+from harness.oracle.reach import Bucket, Reach, buckets, grown
+from harness.probe.layout import HVA_FIRST, HVA_LAST
 from harness.result.coverage import MODULES, Site
 
-RECORDED = Path(__file__).with_name("kprobe_profile.txt")
-
+TEXT = 0xFFFF_FFFF_8100_0000
 START = "__mmu_notifier_invalidate_range_start"
+YOUNG = "__mmu_notifier_clear_flush_young"
+RELEASE = "__mmu_notifier_release"
 REGISTER = "mmu_notifier_register"
 TRACING = "/sys/kernel/tracing"
-DEFINITION = re.compile(r"p:(\w+)/(\w+) _text\+(\d+)")
+INSTANCE = f"{TRACING}/instances/mmu-coverage"
+EVENTS = f"{INSTANCE}/events/mmu_coverage"
+DEFINITION = re.compile(r"p:mmu_coverage/(\w+) _text\+(\d+)( start=\S+)?")
 
 COW = Site(START, "wp_page_copy", "mm/memory.c", 3385, offsets=(0x200,))
 TWICE = Site(START, "move_pages_huge_pmd", "mm/huge_memory.c", 2500, offsets=(0x300, 0x340))
+AGE = Site(YOUNG, "folio_referenced_one", "mm/rmap.c", 899, offsets=(0x380,))
+EXIT = Site(RELEASE, "exit_mmap", "mm/mmap.c", 1925, offsets=(0x3C0,))
 INTERVAL = Site(REGISTER, "mmu_interval_notifier_insert", "mm/mmu_notifier.c", 984, (), (0x400,))
 KVM = Site(REGISTER, MODULES)
-SITES = CallSites((COW, TWICE, INTERVAL, KVM), {START: 0x1000, REGISTER: 0x1100})
+ENTRIES = {START: 0x1000, YOUNG: 0x1040, RELEASE: 0x1080, REGISTER: 0x1100}
+SITES = CallSites((COW, TWICE, AGE, EXIT, INTERVAL, KVM), ENTRIES, TEXT, 8)
+EVERYWHERE = (0x200, 0x300, 0x340, 0x380, 0x3C0, 0x400, *ENTRIES.values())
+
+GUEST, VMM = 45, 47
 
 
 class Tracefs:
-    """A session on a host whose kernel counts what ``passed`` (by offset) since it was told."""
+    """A session on a host whose kernel adds up what ``passed`` says: by offset and power."""
 
     def __init__(self, refused: tuple[int, ...] = (), lacks: tuple[str, ...] = ()) -> None:
         self.host = SimpleNamespace(facts=SimpleNamespace(pace=1.0), run=self.run)
-        self.passed: dict[int, int] = {}
+        self.passed: dict[tuple[int, int], int] = {}
+        self.base = TEXT
         self.missed = 0
-        self.enabled = False
-        self.written: list[tuple[str, str]] = []
+        self.dropped = 0
+        self.probes: list[tuple[str, int, str]] = []
+        self.triggers: dict[str, str] = {}
+        self.asked: list[str] = []
         self._refused = refused
         self._lacks = lacks
-        self._probes: dict[str, tuple[str, int]] = {"theirs": ("kprobes", 7)}
 
     def ask(self, op: str, path: str, text: str = "") -> Any:
         if path in self._lacks:
@@ -50,11 +62,16 @@ class Tracefs:
                 return False
             raise OSError(errno.ENOENT, "No such file or directory")
         if op == "write":
-            assert path != f"{TRACING}/kprobe_events", "that would truncate it"
-            self.written.append((path, text))
-            if path.endswith("/enable"):
-                self.enabled = True
+            assert path.startswith(f"{EVENTS}/"), "nothing else is written, and nothing truncated"
+            event, _, file = path.removeprefix(f"{EVENTS}/").partition("/")
+            assert file == "trigger"
+            assert event in {event for event, _, _ in self.probes}
+            self.triggers[event] = text
         return True
+
+    def ask_all(self, *requests: tuple[str, dict[str, Any]]) -> list[str]:
+        assert {op for op, _ in requests} == {"read"}
+        return [self.read(**arguments) for _, arguments in requests]
 
     def run(self, argv: list[str], deadline: object, *, stdin: bytes) -> None:
         assert argv[0] == "dd"
@@ -63,51 +80,71 @@ class Tracefs:
         for line in stdin.decode().splitlines():
             match = DEFINITION.fullmatch(line)
             assert match is not None
-            group, name, offset = match.groups()
+            event, offset, argument = match.groups()
             if int(offset) in self._refused:
                 raise CommandError(argv, 1, "dd: error writing: Invalid argument")
-            assert name not in self._probes
-            self._probes[name] = (group, int(offset))
+            assert (event, int(offset)) not in {(have, at) for have, at, _ in self.probes}
+            self.probes.append((event, int(offset), argument or ""))
 
     def read(self, path: str) -> str:
+        self.asked.append(path)
         if path == f"{TRACING}/kprobe_events":
-            return "".join(
-                f"p:{group}/{name} _text+{offset}\n"
-                for name, (group, offset) in self._probes.items()
-            )
-        assert path == f"{TRACING}/kprobe_profile"
-        return "".join(
-            f"  {name:<44} {self.passed.get(offset, 0) * self.enabled:15} {self.missed:15}\n"
-            for name, (_, offset) in self._probes.items()
-        )
+            lines = [f"p:mmu_coverage/{event} _text+{at}{more}" for event, at, more in self.probes]
+            return "\n".join(["p:kprobes/theirs vfs_read", *lines, ""])
+        if path == f"{TRACING}/kprobe_profile":
+            lines = [f"  {event:<44} {9:15} {self.missed:15}" for event, _, _ in self.probes]
+            return "\n".join([*lines, f"  {'theirs':<44} {9:15} {7:15}", ""])
+        event = path.removeprefix(f"{EVENTS}/").removesuffix("/hist")
+        if event not in self.triggers:
+            raise OSError(errno.ENOENT, "No such file or directory")
+        return "\n".join([*self.histogram(event), f"    Dropped: {self.dropped}", ""])
 
-    def forget(self) -> None:
-        """As when somebody truncates the file."""
-        self._probes.clear()
+    def histogram(self, event: str) -> Iterator[str]:
+        keyed = "start" in self.triggers[event]
+        yield "# event histogram"
+        for (offset, power), count in self.passed.items():
+            if any((event, offset) == (have, at) for have, at, _ in self.probes):
+                start = f", start: ~ 2^{power}" if keyed else ""
+                yield f"{{ __probe_ip: {self.base + offset:x}{start} }} hitcount: {count:10}"
 
 
 def reach(tracefs: Tracefs, sites: CallSites = SITES) -> Reach:
     return Reach(cast(Session, tracefs), sites)
 
 
+def test_the_addresses_of_guests_have_a_power_of_two_to_themselves() -> None:
+    # As the kernel's log2 does: rounded up.
+    assert {(at - 1).bit_length() for at in (HVA_FIRST, HVA_LAST - 4096)} == {GUEST}
+
+
 def test_each_site_has_the_counts_of_all_its_instructions() -> None:
     tracefs = Tracefs()
     watched = reach(tracefs)
     before = watched.read()
-    assert before.hits == dict.fromkeys(SITES.sites, 0)
-    tracefs.passed = {0x200: 3, 0x300: 1, 0x340: 2, 0x1000: 6}
+    assert grown(before.hits, {}) == {}
+    tracefs.passed = {
+        (0x200, GUEST): 3, (0x300, GUEST): 1, (0x340, GUEST): 2, (0x380, GUEST): 5,
+    }  # fmt: skip
     now = watched.read()
-    assert now.since(before) == {COW: 3, TWICE: 3}
-    assert now.unexplained == {}
-    tracefs.passed = {0x200: 4, 0x300: 1, 0x340: 2, 0x1000: 7}
-    assert watched.read().since(now) == {COW: 1}
+    assert grown(now.hits, before.hits) == {COW: 3, TWICE: 3, AGE: 5}
+    tracefs.passed[0x200, GUEST] = 4
+    assert grown(watched.read().hits, now.hits) == {COW: 1}
     assert watched.unwatched == ()
+
+
+def test_memory_of_the_vmm_that_is_no_guest_s_is_told_apart() -> None:
+    tracefs = Tracefs()
+    watched = reach(tracefs)
+    tracefs.passed = {(0x200, VMM): 3, (0x380, GUEST): 1, (0x380, 23): 2, (0x3C0, 0): 1}
+    now = watched.read()
+    assert grown(now.hits, {}) == {AGE: 1, EXIT: 1}, "a whole mm is the guest's, too"
+    assert grown(now.others, {}) == {COW: 3, AGE: 2}
 
 
 def test_what_no_site_in_vmlinux_explains_came_from_modules() -> None:
     tracefs = Tracefs()
     watched = reach(tracefs)
-    tracefs.passed = {0x1100: 5, 0x400: 2}
+    tracefs.passed = {(0x1100, 0): 5, (0x400, 0): 2}
     now = watched.read()
     assert now.hits[KVM] == 3
     assert now.hits[INTERVAL] == 2
@@ -117,65 +154,97 @@ def test_what_no_site_in_vmlinux_explains_came_from_modules() -> None:
 def test_calls_from_nowhere_are_told() -> None:
     tracefs = Tracefs()
     watched = reach(tracefs)
-    tracefs.passed = {0x200: 3, 0x1000: 5}
+    tracefs.passed = {(0x200, GUEST): 3, (0x200, VMM): 4, (0x1000, 0): 9}
     assert watched.read().unexplained == {START: 2}
     # One that was on its way between its site and the beginning is none.
-    tracefs.passed = {0x200: 4, 0x1000: 3}
+    tracefs.passed[0x1000, 0] = 6
     assert watched.read().unexplained == {}
 
 
-def test_the_probes_record_nothing_and_leave_others_alone() -> None:
+def test_the_beginnings_are_read_before_the_sites() -> None:
     tracefs = Tracefs()
-    reach(tracefs)
-    instance = f"{TRACING}/instances/mmu-coverage"
-    assert tracefs.written == [
-        (f"{instance}/tracing_on", "0"),
-        (f"{instance}/events/mmu_coverage/enable", "1"),
-    ]
-    assert "p:kprobes/theirs" in tracefs.read(f"{TRACING}/kprobe_events")
+    watched = reach(tracefs)
+    tracefs.asked.clear()
+    watched.read()
+    assert tracefs.asked[0] == f"{EVENTS}/mmu_coverage_entry/hist"
+    assert len(tracefs.asked) == 5
 
 
-def test_the_beginnings_come_before_the_sites() -> None:
+def test_a_beginning_with_an_endbr_is_known() -> None:
+    tracefs = Tracefs()
+    watched = reach(tracefs, CallSites((KVM,), {REGISTER: 0x1100}, TEXT, 8))
+    tracefs.passed = {(0x1100, 0): 1}
+    tracefs.base = TEXT + 4
+    assert watched.read().hits[KVM] == 1
+
+
+def test_each_kind_of_notifier_has_its_address_where_it_stands() -> None:
     tracefs = Tracefs()
     reach(tracefs)
-    lines = tracefs.read(f"{TRACING}/kprobe_events").splitlines()[1:]
-    assert [int(line.partition("+")[2]) for line in lines] == [
-        *(0x1000, 0x1100, 0x200, 0x300, 0x340, 0x400)
-    ]
+    arguments = {offset: argument for _, offset, argument in tracefs.probes}
+    assert arguments[0x200] == arguments[0x340] == " start=+8(%di):x64"
+    assert arguments[0x380] == " start=%si:x64"
+    assert {arguments[0x3C0], arguments[0x400], arguments[0x1000]} == {""}
+    with_address = {event for event, text in tracefs.triggers.items() if "start.log2" in text}
+    assert with_address == {"mmu_coverage_range", "mmu_coverage_page"}
 
 
 def test_a_site_that_cannot_be_probed_is_named_and_the_others_are_watched() -> None:
     tracefs = Tracefs(refused=(0x340, 0x200))
     watched = reach(tracefs)
     assert watched.unwatched == (COW, TWICE)
-    tracefs.passed = {0x300: 4, 0x400: 1, 0x1000: 9, 0x1100: 1}
+    tracefs.passed = {(0x300, GUEST): 4, (0x400, 0): 1, (0x1000, 0): 9, (0x1100, 0): 1}
     now = watched.read()
-    assert now.since(Reading({})) == {TWICE: 4, INTERVAL: 1}
+    assert grown(now.hits, {}) == {TWICE: 4, INTERVAL: 1}
     assert now.unexplained == {}, "the site that is not watched may explain them"
 
 
-@pytest.mark.parametrize("lacks", [f"{TRACING}/kprobe_events", f"{TRACING}/instances/mmu-coverage"])
+@pytest.mark.parametrize("lacks", [f"{TRACING}/kprobe_events", INSTANCE])
 def test_a_kernel_without_kprobe_events_cannot_be_asked(lacks: str) -> None:
     with pytest.raises(OracleUnavailable, match="kprobe"):
         reach(Tracefs(lacks=(lacks,)))
 
 
+def test_a_kernel_without_histograms_cannot_be_asked() -> None:
+    with pytest.raises(OracleUnavailable, match="kprobe"):
+        reach(Tracefs(lacks=(f"{EVENTS}/mmu_coverage_entry/trigger",)))
+
+
 def test_a_kernel_that_refuses_all_probes_cannot_be_asked() -> None:
-    everywhere = (0x200, 0x300, 0x340, 0x400, 0x1000, 0x1100)
     with pytest.raises(OracleUnavailable, match="Invalid argument"):
-        reach(Tracefs(refused=everywhere))
+        reach(Tracefs(refused=EVERYWHERE))
+
+
+def test_a_kernel_that_is_elsewhere_cannot_be_asked() -> None:
+    for place in ((0x1000, 0), (0x200, GUEST)):
+        tracefs = Tracefs()
+        watched = reach(tracefs)
+        tracefs.passed = {place: 1}
+        tracefs.base += 0x20_0000
+        with pytest.raises(OracleUnavailable, match="not where its vmlinux says"):
+            watched.read()
 
 
 def test_probes_that_somebody_removed_are_missed() -> None:
     tracefs = Tracefs()
     watched = reach(tracefs)
-    tracefs.forget()
-    with pytest.raises(OracleUnavailable, match="6 of the 6 kprobes on notifier sites are gone"):
+    tracefs.triggers.clear()
+    with pytest.raises(OSError, match="No such file"):
         watched.read()
 
 
-def test_missed_hits_are_counted() -> None:
+def test_what_the_kernel_could_not_count_is_told() -> None:
     tracefs = Tracefs()
     watched = reach(tracefs)
-    tracefs.missed = 2
-    assert watched.read().missed == 6 * 2, "not those of the other's probe"
+    assert watched.read().lost == 0
+    tracefs.missed, tracefs.dropped = 2, 3
+    assert watched.read().lost == 2 * len(EVERYWHERE) + 3 * 4, "not those of the other's probe"
+
+
+# As a kernel writes it.
+
+
+def test_a_histogram_that_was_recorded_is_read_to_its_last_line() -> None:
+    found = list(buckets(RECORDED))
+    assert len(found) == RECORDED.count("hitcount: ")
+    assert Bucket(0, None, 0) not in found

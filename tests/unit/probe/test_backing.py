@@ -14,6 +14,7 @@ import pytest
 from forked import in_child
 
 from harness.probe import backing as module
+from harness.probe import layout
 from harness.probe.backing import ADVICE, BACKINGS, map_anonymous
 from harness.probe.layout import LARGE_PAGE_BYTES, PAGE_BYTES
 from harness.probe.memory import Memory
@@ -246,6 +247,20 @@ def test_memory_is_aligned_and_not_a_page_more_than_asked_for(pages: int) -> Non
         return start % LARGE_PAGE_BYTES, address_space_pages() - before
 
     assert in_child(run) == (0, pages)
+
+
+def test_memory_is_where_nothing_else_is_mapped() -> None:
+    def run() -> tuple[bool, list[int]]:
+        ours = [map_anonymous(size) for size in (PAGE_BYTES, LARGE_PAGE_BYTES, 3 << 30, PAGE_BYTES)]
+        maps = Path("/proc/self/maps").read_text().splitlines()
+        starts = [int(line.partition("-")[0], 16) for line in maps]
+        return all(layout.HVA_FIRST <= start < layout.HVA_LAST for start in ours), [
+            start
+            for start in starts
+            if layout.HVA_FIRST <= start < layout.HVA_LAST and start not in ours
+        ]
+
+    assert in_child(run) == (True, [])
 
 
 def test_memory_at_an_address_is_mapped_exactly_there() -> None:
