@@ -84,7 +84,12 @@ class Campaign:
 
     def _good(self, series: ControlSeries, entries: Sequence[Entry]) -> Run:
         """Every scenario that any of the controls is tried on, with none of them switched on."""
-        scenarios = [name for item in entries for name in (*item.sees, *item.blind)]
+        scenarios = [
+            f"{name} {mode}"
+            for item in entries
+            for name in (*item.sees, *item.blind)
+            for mode in self._modes(item)
+        ]
         modes = dict.fromkeys(mode for item in entries for mode in self._modes(item))
         words = [f"--patch={patch}" for patch in series.patches]
         with self._progress.phase("The good kernel"):
