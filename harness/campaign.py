@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from harness import kill_matrix
-from harness.catalogue import CATALOGUE, Entry, entry, expression
+from harness.catalogue import CATALOGUE, Entry, entry, expression, matches
 from harness.command import run_logged
 from harness.control import ControlSeries, all_controls, find_control
 from harness.deadline import Deadline
@@ -75,7 +75,7 @@ class Campaign:
             if matrix.good.code == ExitCode.PASS:
                 for number, item in enumerate(entries, 1):
                     with self._progress.phase(f"{number}/{len(entries)}  {item.name}"):
-                        row = self._row(item, accelerator.name)
+                        row = self._row(item, matrix.good, accelerator.name)
                     matrix = dataclasses.replace(matrix, rows=(*matrix.rows, row))
                     self._progress.note(f"{row.fate}: {kill_matrix.killed_by(row)}")
         finally:
@@ -84,16 +84,25 @@ class Campaign:
 
     def _good(self, series: ControlSeries, entries: Sequence[Entry]) -> Run:
         """Every scenario that any of the controls is tried on, with none of them switched on."""
-        scenarios = [name for item in entries for name in (*item.sees, *item.blind)]
+        scenarios = [
+            f"{name} {mode}"
+            for item in entries
+            for name in (*item.sees, *item.blind)
+            for mode in self._modes(item)
+        ]
         modes = dict.fromkeys(mode for item in entries for mode in self._modes(item))
         words = [f"--patch={patch}" for patch in series.patches]
         with self._progress.phase("The good kernel"):
             return self._check(_GOOD, [*words, *_modes(modes), f"-k{expression(scenarios)}"])
 
-    def _row(self, item: Entry, accelerator: str) -> Row:
+    def _row(self, item: Entry, good: Run, accelerator: str) -> Row:
         if accelerator in item.unobservable:
             return unobservable(item, item.unobservable[accelerator])
-        words = [f"--control={item.name}", *_modes(self._modes(item)), f"-k{item.expression}"]
+        modes = self._modes(item)
+        tests = ordered(item, good, modes)
+        if not tests:
+            return judged(item, Run(ExitCode.USAGE))
+        words = [f"--control={item.name}", *_modes(modes), *tests]
         return judged(item, self._check(item.name, words))
 
     def _modes(self, item: Entry) -> tuple[str, ...]:
@@ -145,6 +154,17 @@ def chosen(plan: Plan) -> tuple[ControlSeries, tuple[Entry, ...]]:
             )
     wanted = plan.names or series.names
     return series, tuple(item for item in CATALOGUE if item.name in wanted)
+
+
+def ordered(item: Entry, good: Run, modes: Sequence[str]) -> list[str]:
+    """The ids of a control's tests, of those that the good kernel passed, in the given modes.
+
+    Those that should not care come first: a host is thrown away after a test that failed.
+    """
+    ids = [test["id"] for test in good.results.get("tests", ()) if test["mmu"] in modes]
+    blind = [id for id in ids if any(matches(scenario, id) for scenario in item.blind)]
+    sees = [id for id in ids if any(matches(scenario, id) for scenario in item.sees)]
+    return list(dict.fromkeys((*blind, *sees)))
 
 
 def read_run(directory: Path, status: int, seconds: float) -> Run:

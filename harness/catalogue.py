@@ -46,11 +46,6 @@ class Entry:
     modes: tuple[str, ...] = ("tdp",)
     unobservable: Mapping[str, str] = dataclasses.field(default_factory=lambda: _NO_PROOFS)
 
-    @property
-    def expression(self) -> str:
-        """The selection of all its scenarios, for ``-k``."""
-        return expression((*self.sees, *self.blind))
-
 
 def expression(scenarios: Iterable[str]) -> str:
     """The ``-k`` expression that selects all of these scenarios."""

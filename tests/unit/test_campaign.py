@@ -91,9 +91,11 @@ def test_the_good_kernel_comes_first_and_has_the_patches_alone(
     assert not any(word.startswith("--control") for word in good)
     assert f"--control={NAME}" in control
     assert not any(word.startswith("--patch") for word in control)
-    for words in checks.asked:
-        assert "--mmu=tdp" in words
-        assert any(word.startswith("-k(") and "test_mprotect" in word for word in words)
+    assert all("--mmu=tdp" in words for words in checks.asked)
+    selection = good[-1]
+    assert selection.startswith("-k(")
+    assert "(test_mprotect and read_only and anon-aligned and tdp)" in selection
+    assert control[-2:] == [BLIND, SEES], "a host is thrown away after a test that failed"
     written = json.loads((tmp_path / "latest" / "kill-matrix.json").read_text())
     assert written["exit_code"] == 0
     assert [row["name"] for row in written["controls"]] == [NAME]
@@ -101,9 +103,16 @@ def test_the_good_kernel_comes_first_and_has_the_patches_alone(
 
 
 def test_a_mode_that_was_asked_for_takes_the_place_of_the_catalogues(run_plan: Any) -> None:
-    checks = Checks(GOOD, KILLED)
+    shadow = json.loads(json.dumps(GOOD[1]).replace("tdp", "shadow"))
+    checks = Checks((0, shadow), KILLED)
     run_plan(Plan(KERNEL, (NAME,), modes=("shadow",)), checks)
     assert all("--mmu=shadow" in words and "--mmu=tdp" not in words for words in checks.asked)
+    assert checks.asked[1][-1] == SEES.replace("tdp", "shadow")
+
+
+def test_a_control_whose_scenarios_the_good_kernel_did_not_run_is_an_error(run_plan: Any) -> None:
+    matrix = run_plan(Plan(KERNEL, (NAME,)), Checks((0, results(0))))
+    assert matrix.rows[0].fate is Fate.ERROR
 
 
 def test_no_control_is_run_on_a_good_kernel_that_fails(run_plan: Any, tmp_path: Path) -> None:
