@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from harness import __version__, ci, display, kill_matrix, plugin
+from harness import __version__, ci, display, kill_matrix, suite
 from harness.bisect.drive import bisect_code, find_first_bad
 from harness.campaign import Campaign, Plan
 from harness.comparing import compared
@@ -76,7 +76,7 @@ def check(expression: str | None, tests: Sequence[str], **options: Any) -> int:
     """
     if str(STDIN) in options["patches"]:
         options["patches"] = tuple(map(str, _patches(options["patches"], Store())))
-    return plugin.check(expression, tests, as_arguments(options))
+    return suite.check(expression, tests, as_arguments(options))
 
 
 @command.command()
@@ -87,7 +87,7 @@ def coverage(expression: str | None, tests: Sequence[str], **options: Any) -> in
     The table has the hooks of 2008, with what does their work today, and every place in this
     kernel that calls a notifier. coverage.json in the results directory has all cells.
     """
-    return plugin.check(expression, tests, [*as_arguments(options), "--coverage"])
+    return suite.check(expression, tests, [*as_arguments(options), "--coverage"])
 
 
 @command.command()

@@ -15,6 +15,7 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from multiprocessing.synchronize import Event
 from types import TracebackType
 from typing import Any
 
@@ -40,16 +41,37 @@ class Lost:
     piece: Piece | None
 
 
-Serve = Callable[[int, Iterator[Piece], Callable[[object], None]], None]
-"""What a worker does: it is given its number, the pieces, and how to tell of what came of them."""
-
-
 class _Ready:
     """A worker says that it is free."""
 
 
 class _Done:
     """A worker says that it has nothing more to say."""
+
+
+class Given:
+    """What a worker is given: an iterator of pieces, until there are none."""
+
+    def __init__(self, connection: Connection, over: Event) -> None:
+        self._connection = connection
+        self._over = over
+
+    @property
+    def over(self) -> bool:
+        """Whether it should stop after what it is just doing, in the middle of a piece, too."""
+        return self._over.is_set()
+
+    def __iter__(self) -> Iterator[Piece]:
+        while not self.over:
+            self._connection.send(_Ready())
+            piece = self._connection.recv()
+            if piece is None:
+                return
+            yield piece
+
+
+Serve = Callable[[int, Given, Callable[[object], None]], None]
+"""What a worker does: it is given its number, the pieces, and how to tell of what came of them."""
 
 
 def pieces(kinds: Sequence[str], longest: int) -> list[Piece]:
@@ -72,6 +94,9 @@ class Crew:
         self._serve = serve
         self._size = workers
         self._workers: dict[Connection, _Worker] = {}
+        self._context = multiprocessing.get_context("fork")
+        self._over = self._context.Event()
+        self._stopped = False
 
     def messages(self) -> Iterator[Any]:
         """What the workers tell, until all have ended; Lost for one that ended before its time."""
@@ -95,20 +120,27 @@ class Crew:
                 else:
                     yield message
 
-    def stop(self) -> None:
-        """Tell all workers to end what they do, and give out nothing more."""
+    def finish(self) -> None:
+        """Have all workers end after what they are just doing."""
+        self._over.set()
         self._left.clear()
+
+    def stop(self) -> None:
+        """Tell all workers, once, to end what they do, and give out nothing more."""
+        if self._stopped:
+            return
+        self._stopped = True
+        self.finish()
         for worker in self._workers.values():
             worker.process.terminate()
 
     def __enter__(self) -> Crew:
-        context = multiprocessing.get_context("fork")
         for number in range(1, self._size + 1):
-            ours, theirs = context.Pipe()
+            ours, theirs = self._context.Pipe()
             # A worker must not keep the connections of those before it open.
             inherited = [*self._workers, ours]
-            arguments = (number, theirs, inherited, self._serve, os.getpid())
-            process = context.Process(target=_work, args=arguments)
+            arguments = (number, Given(theirs, self._over), theirs, inherited, self._serve)
+            process = self._context.Process(target=_work, args=(*arguments, os.getpid()))
             process.start()
             theirs.close()
             self._workers[ours] = _Worker(number, process)
@@ -155,7 +187,12 @@ class _Worker:
 
 
 def _work(
-    number: int, connection: Connection, inherited: list[Connection], serve: Serve, parent: int
+    number: int,
+    given: Given,
+    connection: Connection,
+    inherited: list[Connection],
+    serve: Serve,
+    parent: int,
 ) -> None:
     """Be a worker."""
     # Whoever kills the parent for good must not leave us, or the janitor would wait for us.
@@ -164,14 +201,5 @@ def _work(
         return
     for other in inherited:
         other.close()
-
-    def given() -> Iterator[Piece]:
-        while True:
-            connection.send(_Ready())
-            piece = connection.recv()
-            if piece is None:
-                return
-            yield piece
-
-    serve(number, given(), connection.send)
+    serve(number, given, connection.send)
     connection.send(_Done())

@@ -15,7 +15,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -44,7 +44,7 @@ _MODE = "mmu_mode"
 _PAGES = 2048
 _LARGE_PAGES = 16384
 _BACKING = "anon"
-_PLUGIN = "mmu-harness-run"
+PLUGIN = "mmu-harness-run"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -79,6 +79,8 @@ def pytest_configure(config: pytest.Config) -> None:
             valid = ", ".join(accelerator.REQUESTS)
             given = config.getoption("--accel")
             raise UsageError(f"There is no accelerator {given!r}; choose one of {valid}.")
+        if config.getoption("--hosts") is not None and config.getoption("--hosts") < 1:
+            raise UsageError("--hosts takes a number from 1 on.")
         if "-" in config.getoption("--patch"):
             raise UsageError("Standard input is pytest's own; use mmu-harness check --patch -.")
     except UsageError as error:
@@ -96,7 +98,7 @@ def pytest_configure(config: pytest.Config) -> None:
         vmlinux=config.getoption("--vmlinux"),
         hosts=config.getoption("--hosts"),
     )
-    config.pluginmanager.register(SuitePlugin(config, wish), _PLUGIN)
+    config.pluginmanager.register(SuitePlugin(config, wish), PLUGIN)
 
 
 class SuitePlugin:
@@ -410,61 +412,3 @@ def _request(item: pytest.Item) -> Request:
     callspec = getattr(item, "callspec", None)
     backing = callspec.params.get("backing", _BACKING) if callspec is not None else _BACKING
     return Request(id=item.nodeid, mmu=str(_mode_of(item)), backing=str(backing))
-
-
-def check(expression: str | None, tests: Sequence[str], options: Sequence[str]) -> int:
-    """Run the suite, or the named tests of it, and return the exit code of the verdict.
-
-    Raises Interrupted when that happened before there was anything to give a verdict on.
-    ``options`` are the plugin's own; ``tests`` are relative to here or to the project.
-    """
-    named = [name if Path(name.split("::")[0]).exists() else str(_ROOT / name) for name in tests]
-    arguments = [
-        f"--rootdir={_ROOT}",
-        f"--config-file={_ROOT / 'pyproject.toml'}",
-        "-pno:terminal",
-        "-pno:cacheprovider",
-        # Phases are shown while a test runs, which pytest would keep to itself.
-        "--capture=no",
-        *options,
-        *([f"-k={expression}"] if expression else []),
-        *(named or [str(_ROOT / "tests" / "kvm")]),
-    ]
-    ending = _Ending()
-    ended = pytest.main(arguments, [ending])
-    if ending.verdict is not None:
-        return int(ending.verdict)
-    if ending.interrupted:
-        raise Interrupted(signal.SIGINT)
-    # What is left are runs that never got as far as a verdict.
-    return int(_CODES.get(pytest.ExitCode(ended), ExitCode.BUG))
-
-
-class _Ending:
-    """Keeps the verdict's exit code, since pytest's own codes mean other things."""
-
-    verdict: ExitCode | None = None
-    interrupted = False
-
-    def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
-        """Tell an interrupt, which may come before the first test, from errors of collection."""
-        self.interrupted = not isinstance(excinfo.value, pytest.Session.Interrupted)
-
-    @pytest.hookimpl(wrapper=True, tryfirst=True)
-    def pytest_sessionfinish(self, session: pytest.Session) -> Generator[None, object, object]:
-        """Take the code from the plugin, if it came to a verdict."""
-        result = yield
-        suite = session.config.pluginmanager.get_plugin(_PLUGIN)
-        if isinstance(suite, SuitePlugin):
-            self.verdict = suite.exit_code
-        return result
-
-
-_ROOT = Path(__file__).resolve().parent.parent
-_CODES = {
-    pytest.ExitCode.TESTS_FAILED: ExitCode.BUG,
-    pytest.ExitCode.INTERRUPTED: ExitCode.BUG,
-    pytest.ExitCode.INTERNAL_ERROR: ExitCode.BUG,
-    pytest.ExitCode.USAGE_ERROR: ExitCode.USAGE,
-    pytest.ExitCode.NO_TESTS_COLLECTED: ExitCode.USAGE,
-}

@@ -121,7 +121,7 @@ class Run:
             self._bench.discard()
 
     def hosts_at_once(self, tests: int) -> int:
-        """How many hosts may share so many tests: what was wished for, or what the machine bears."""
+        """How many hosts may share so many tests: as wished, or as this machine bears."""
         if self._measure:
             return 1
         if self._wish.hosts is not None:

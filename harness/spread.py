@@ -11,11 +11,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from harness.crew import Crew, Lost, Piece, pieces
+from harness.crew import Crew, Given, Lost, pieces
 from harness.errors import HarnessError, InfrastructureError
 from harness.result.outcome import TestOutcome
 from harness.result.record import HostRun
@@ -100,7 +101,7 @@ class Spread:
                     self._hear(message)
                     run.progress.update(f"{self._judged} of {len(kinds)}")
                     if session.shouldfail or session.shouldstop:
-                        crew.stop()
+                        crew.finish()
             except KeyboardInterrupt:
                 crew.stop()
                 for message in crew.messages():
@@ -137,8 +138,8 @@ class Spread:
             case tuple():
                 run.take_hosts([host for host in message if isinstance(host, HostRun)])
 
-    def _serve(self, number: int, given: Iterator[Piece], tell: Tell) -> None:
-        """Be a worker: run the tests of each piece, then end the last host and tell what it left."""
+    def _serve(self, number: int, given: Given, tell: Tell) -> None:
+        """Be a worker: run the tests of each piece, then end the last host and tell of it."""
         session = self._session
         self._tell = tell
         self._run.enlist(number, _Told(tell))
@@ -149,9 +150,14 @@ class Spread:
                 items = [session.items[index] for index in piece.numbers]
                 for item, following in itertools.zip_longest(items, items[1:]):
                     session.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+                    if given.over:
+                        break
         except KeyboardInterrupt:
             pass  # the first process knows why
         finally:
+            # It also ends us for good, should ending the host take too long.
+            for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                signal.signal(signum, signal.SIG_IGN)
             tell(self._run.end_hosts())
 
 

@@ -135,7 +135,7 @@ class TestOutcome:
 def completed(
     requested: Sequence[Request], outcomes: Sequence[TestOutcome]
 ) -> tuple[TestOutcome, ...]:
-    """All outcomes, with a ``missing`` one for each request that was never reported."""
+    """All outcomes in the order of the requests, with a ``missing`` one for what never reported."""
     reported = {outcome.id for outcome in outcomes}
     missing = (
         TestOutcome(
@@ -149,7 +149,11 @@ def completed(
         for request in requested
         if request.id not in reported
     )
-    return (*outcomes, *missing)
+    order = {request.id: number for number, request in enumerate(requested)}
+    # Several hosts report as they get on; what nobody asked for comes last.
+    return tuple(
+        sorted((*outcomes, *missing), key=lambda outcome: order.get(outcome.id, len(order)))
+    )
 
 
 def _settle(target: object, **values: object) -> None:

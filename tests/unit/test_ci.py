@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from harness import ci, cli, plugin
+from harness import ci, cli, suite
 from harness.result.outcome import Outcome, Request, TestOutcome, completed
 from harness.result.record import KernelFacts, MachineFacts, RunRecord
 from harness.result.verdict import judge
@@ -155,7 +155,7 @@ def test_the_jobs_of_a_template_call_us_rightly(name: str, monkeypatch: pytest.M
         called.append((expression or None, list(options)))
         return 0
 
-    monkeypatch.setattr(plugin, "check", check)
+    monkeypatch.setattr(suite, "check", check)
     jobs = scripts(name)
     assert sorted(jobs) == ["kvm", "tcg"]
     for job, script in sorted(jobs.items()):

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from harness import __version__, cli, plugin
+from harness import __version__, cli, plugin, suite
 from harness.bisect.drive import Bisection
 from harness.bisect.plan import Answer, NoAnswer
 from harness.campaign import Plan
@@ -71,7 +71,7 @@ def checked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str | None, list[str]
         calls.append((expression, list(tests), list(options)))
         return ExitCode.UNTESTABLE
 
-    monkeypatch.setattr(plugin, "check", check)
+    monkeypatch.setattr(suite, "check", check)
     return calls
 
 
@@ -173,7 +173,7 @@ def test_each_error_has_its_code_and_is_told_in_a_line(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(plugin, "check", fail)
+    monkeypatch.setattr(suite, "check", fail)
     assert command("check") == code
     said = capsys.readouterr().err
     assert said.lstrip().startswith("mmu-harness: ")
@@ -193,7 +193,7 @@ def test_what_nobody_expected_is_a_bug_and_shows_where(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(plugin, "check", fail)
+    monkeypatch.setattr(suite, "check", fail)
     assert command("check") == 203
     said = capsys.readouterr().err
     assert "Traceback" in said
@@ -207,7 +207,7 @@ def test_a_bug_that_knows_itself_is_a_bug(
     def fail(*_: object) -> None:
         raise HarnessError("An invariant does not hold.")
 
-    monkeypatch.setattr(plugin, "check", fail)
+    monkeypatch.setattr(suite, "check", fail)
     assert command("check") == 203
 
 

@@ -186,7 +186,9 @@ def measured() -> Coverage:
     device = Site(start, "migrate_vma_collect", "mm/migrate_device.c", 309)
     names = ("first [red]", "second \x1b[31m")
     cells = [Cell(f"t.py::{name}[tdp]", "tdp", f"t: {name}", {fork: 2}) for name in names]
-    return Coverage("6.12.117", (fork, device), (*cells, Cell("t", "shadow", "t", problem="it fell")))
+    return Coverage(
+        "6.12.117", (fork, device), (*cells, Cell("t", "shadow", "t", problem="it fell"))
+    )
 
 
 def test_the_table_of_coverage_says_who_reached_what_and_why_not(measured: Coverage) -> None:

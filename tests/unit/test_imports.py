@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 MODULES = sorted((ROOT / "harness").rglob("*.py"))
 
 VOCABULARY = {"errors", "deadline", "command", "janitor", "progress", "store"}
-DOORS = {"__main__", "cli", "options", "plugin"}
+DOORS = {"__main__", "cli", "options", "plugin", "suite"}
 
 ROOMS = {"kernel", "image", "machine", "guest", "oracle", "result"}
 
@@ -60,7 +60,7 @@ OWNERS = {
     "fabric": {"machine"},
     "jinja2": {"image", "result"},
     "paramiko": {"machine"},
-    "pytest": {"plugin"},
+    "pytest": {"plugin", "suite"},
     "_pytest": {"plugin"},
     "qemu": {"machine"},
     "rich": {"display", "cli"},

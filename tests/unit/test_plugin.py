@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from harness import plugin, run
+from harness import plugin, run, suite
 from harness.errors import (
     BootError,
     BuildError,
@@ -67,6 +67,10 @@ class FakeBench:
         self._session: Any = None
         self.hosts: list[HostRun] = []
         self.log_position = 0
+        self._prefix = ""
+
+    def enlist(self, worker: int, progress: object) -> None:
+        self._prefix = f"{worker}-"
 
     def session(self, mode: Mmu) -> Any:
         if (error := self._world.hopeless.get(mode)) is not None:
@@ -84,7 +88,7 @@ class FakeBench:
     def discard(self) -> None:
         if self._mode is None:
             return
-        name = f"host{len(self.hosts) + 1}-{self._mode}"
+        name = f"{self._prefix}host{len(self.hosts) + 1}-{self._mode}"
         evidence = Evidence(name, self._mode, name, name, True, self._world.crashes)
         self.hosts.append(HostRun(evidence))
         self._keep(f"{name}.console.log", b"the whole log")
@@ -754,7 +758,7 @@ def test_without_the_option_nothing_is_watched(
 def check(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[..., int]]:
-    """plugin.check() on a module with the given text."""
+    """suite.check() on a module with the given text."""
     modules, path = dict(sys.modules), list(sys.path)
     monkeypatch.chdir(tmp_path)
 
@@ -763,7 +767,7 @@ def check(
             f"import pytest\nfrom harness import errors\n{text}"
         )
         words = ["--mmu=tdp", *options]
-        code = plugin.check(expression, ["test_checked.py"], words)
+        code = suite.check(expression, ["test_checked.py"], words)
         assert type(code) is int
         return code
 
@@ -855,7 +859,7 @@ def test_a_file_that_is_not_there_is_bad_usage(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert plugin.check(None, ["no-such-test.py"], ["--mmu=tdp"]) == 201
+    assert suite.check(None, ["no-such-test.py"], ["--mmu=tdp"]) == 201
     assert world.wishes == []
 
 
@@ -891,10 +895,10 @@ def test_check_finds_tests_of_the_project_from_anywhere(
         return pytest.ExitCode.USAGE_ERROR
 
     monkeypatch.setattr("pytest.main", main)
-    assert plugin.check(None, ["tests/kvm/test_fork.py::test_x[tdp]"], []) == 201
-    assert plugin.check(None, [], []) == 201
+    assert suite.check(None, ["tests/kvm/test_fork.py::test_x[tdp]"], []) == 201
+    assert suite.check(None, [], []) == 201
     (tmp_path / "mine.py").touch()
-    assert plugin.check("a or b", ["mine.py::test_y"], ["--mmu=tdp"]) == 201
+    assert suite.check("a or b", ["mine.py::test_y"], ["--mmu=tdp"]) == 201
     project, default, mine = called
     root = Path(plugin.__file__).parents[1]
     assert project[-1] == f"{root}/tests/kvm/test_fork.py::test_x[tdp]"

@@ -95,6 +95,9 @@ class _Heard:
     def update(self, text: str) -> None:
         """Not of interest."""
 
+    def ended(self, name: str, seconds: float, *, well: bool) -> None:
+        """Not of interest."""
+
     def note(self, text: str) -> None:
         self.notes.append(text)
 

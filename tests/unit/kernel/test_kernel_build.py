@@ -71,6 +71,9 @@ class _Heard:
     def update(self, text: str) -> None:
         self.said.append(text)
 
+    def ended(self, name: str, seconds: float, *, well: bool) -> None:
+        """Not of interest."""
+
     def note(self, text: str) -> None:
         self.said.append(text)
 
