@@ -14,7 +14,7 @@ import pytest
 from harness.errors import CommandError, OracleUnavailable
 from harness.guest.session import Session
 from harness.oracle.callsites import CallSites
-from harness.oracle.reach import Bucket, Reach, buckets, grown
+from harness.oracle.reach import Reach, grown
 from harness.probe.layout import HVA_FIRST, HVA_LAST
 from harness.result.coverage import MODULES, Site
 
@@ -239,12 +239,3 @@ def test_what_the_kernel_could_not_count_is_told() -> None:
     assert watched.read().lost == 0
     tracefs.missed, tracefs.dropped = 2, 3
     assert watched.read().lost == 2 * len(EVERYWHERE) + 3 * 4, "not those of the other's probe"
-
-
-# As a kernel writes it.
-
-
-def test_a_histogram_that_was_recorded_is_read_to_its_last_line() -> None:
-    found = list(buckets(RECORDED))
-    assert len(found) == RECORDED.count("hitcount: ")
-    assert Bucket(0, None, 0) not in found
