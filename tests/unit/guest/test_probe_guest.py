@@ -754,7 +754,7 @@ def test_reclaim_is_patient_as_long_as_something_moves(
     agent: Scripted, guest: ProbeGuest, clock: FakeClock
 ) -> None:
     # One page at a time, after many attempts each.
-    reclaiming(agent, [*(count for count in range(8, 0, -1) for _ in range(12)), 0])
+    reclaiming(agent, [*(count for count in range(8, 0, -1) for _ in range(140)), 0])
     start = clock.now
     assert guest.reclaim().outside(range(0)) == 0
     assert clock.now - start > 10

@@ -250,10 +250,14 @@ def test_memory_is_aligned_and_not_a_page_more_than_asked_for(pages: int) -> Non
 
 
 def test_memory_is_where_nothing_else_is_mapped() -> None:
-    def run() -> tuple[bool, list[int]]:
-        ours = [map_anonymous(size) for size in (PAGE_BYTES, LARGE_PAGE_BYTES, 3 << 30, PAGE_BYTES)]
+    def mapped() -> set[int]:
         maps = Path("/proc/self/maps").read_text().splitlines()
-        starts = [int(line.partition("-")[0], 16) for line in maps]
+        return {int(line.partition("-")[0], 16) for line in maps}
+
+    def run() -> tuple[bool, list[int]]:
+        before = mapped()  # by other tests in this process
+        ours = [map_anonymous(size) for size in (PAGE_BYTES, LARGE_PAGE_BYTES, 3 << 30, PAGE_BYTES)]
+        starts = mapped() - before
         return all(layout.HVA_FIRST <= start < layout.HVA_LAST for start in ours), [
             start
             for start in starts
