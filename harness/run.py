@@ -126,9 +126,9 @@ class Run:
             return 1
         if self._wish.hosts is not None:
             return min(self._wish.hosts, tests)
-        return max(
-            1, min(_MOST_HOSTS, os.cpu_count() or 1, _free_mib() // _HOST_MIB, tests // _FEW)
-        )
+        # A host has two CPUs, and keeps both busy while a vcpu hammers.
+        bearable = min(_MOST_HOSTS, (os.cpu_count() or 1) // 2, _free_mib() // _HOST_MIB)
+        return max(1, min(bearable, tests // _FEW))
 
     def enlist(self, worker: int, progress: Progress) -> None:
         """Be the run of one of several workers, in a process forked off."""
