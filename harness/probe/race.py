@@ -84,9 +84,11 @@ class Race:
         """Nothing is written to a page once mprotect has taken that right away."""
         self._memory.mprotect(self._page, 1, "read")
         before = self._word()
-        self._await_refusal()
-        after = self._word()
-        self._memory.mprotect(self._page, 1, "readwrite")
+        try:
+            self._await_refusal()
+            after = self._word()
+        finally:
+            self._memory.mprotect(self._page, 1, "readwrite")
         self._await_visits()
         return before != after
 
@@ -102,9 +104,12 @@ class Race:
         address = self._memory.move(self._page, 1)
         place = ctypes.c_uint64.from_address(address + 8 * self._vcpu.index)
         before = place.value
-        self._await_refusal()
-        after = place.value
-        self._memory.move_back(self._page, 1, address)
+        try:
+            self._await_refusal()
+            after = place.value
+        finally:
+            # Others may wait for the page, too.
+            self._memory.move_back(self._page, 1, address)
         self._await_visits()
         return before != after
 

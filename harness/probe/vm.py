@@ -174,18 +174,28 @@ class Vcpu:
                 return None
             if not kvm.refused(error):
                 raise
-            if not patient:
-                return {"end": "refused", "how": "EFAULT"}
-            self._refusals += 1
-            # Nothing announces that the VMM's memory became accessible again.
-            time.sleep(0.001)
-            return None
+            return self._refused("EFAULT", patient)
         reason = self._run.exit_reason
         if reason == kvm.EXIT_IO:
             return {"end": "done"}
+        if reason == kvm.EXIT_MMIO and not homeless:
+            # Which an access that KVM had to emulate ends in, instead of EFAULT. It may not be
+            # completed, which would be a read of nothing; an operation that goes on begins anew.
+            if patient:
+                self._abandon()
+            return self._refused("KVM_EXIT_MMIO", patient)
         if reason == kvm.EXIT_MMIO:
-            return None if homeless else {"end": "refused", "how": "KVM_EXIT_MMIO"}
+            return None
         return {"end": "crashed", "how": f"KVM_EXIT_{kvm.EXIT_NAMES.get(reason, str(reason))}"}
+
+    def _refused(self, how: str, patient: bool) -> dict[str, Any] | None:
+        """The end of an operation that was refused an access, or None if it is tried again."""
+        if not patient:
+            return {"end": "refused", "how": how}
+        self._refusals += 1
+        # Nothing announces that the VMM's memory became accessible again.
+        time.sleep(0.001)
+        return None
 
     def _abandon(self) -> None:
         """Leave an operation in the middle: complete a pending exit, then start over."""

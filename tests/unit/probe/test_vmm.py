@@ -319,12 +319,10 @@ def test_a_patient_hammer_goes_on_when_it_may_again(filled: Vmm) -> None:
     filled.order(OP_HAMMER, word=0, seed=1, patient=1)
     filled.await_progress("rounds", 1)
     filled.ask("mprotect", first=33, pages=1, protection="read")
-    early = filled.ask("report", vcpu=0, seconds=0.2)
-    if early and early["how"] == "KVM_EXIT_MMIO":
-        pytest.skip("This machine's KVM gives refused accesses to the VMM as MMIO.")
-    assert early is None
-    assert filled.ask("progress", vcpu=0)["current"] == 33
+    assert filled.ask("report", vcpu=0, seconds=0.2) is None
     filled.await_progress("refusals", 1)
+    # Where refusals come as MMIO, it begins anew each time.
+    assert filled.ask("progress", vcpu=0)["current"] <= 33
     filled.ask("mprotect", first=33, pages=1, protection="readwrite")
     filled.await_progress("rounds", filled.ask("progress", vcpu=0)["rounds"] + 2)
     filled.ask("stop", vcpu=0)
