@@ -14,7 +14,7 @@ import pytest
 from harness.errors import CommandError, OracleUnavailable
 from harness.guest.session import Session
 from harness.oracle.callsites import CallSites
-from harness.oracle.reach import Reach, grown
+from harness.oracle.reach import Bucket, Reach, buckets, grown
 from harness.probe.layout import HVA_FIRST, HVA_LAST
 from harness.result.coverage import MODULES, Site
 
@@ -239,3 +239,31 @@ def test_what_the_kernel_could_not_count_is_told() -> None:
     assert watched.read().lost == 0
     tracefs.missed, tracefs.dropped = 2, 3
     assert watched.read().lost == 2 * len(EVERYWHERE) + 3 * 4, "not those of the other's probe"
+
+
+# As hist_trigger_print_key() and its callers print it; not recorded.
+
+
+PRINTED = """\
+# event histogram
+#
+# trigger info: hist:keys=__probe_ip.hex,hva.log2:vals=hitcount:sort=hitcount:size=2048 [active]
+#
+
+{ __probe_ip: ffffffff81000200, hva: ~ 2^7  } hitcount:          1
+{ __probe_ip: ffffffff81000300, hva: ~ 2^45 } hitcount:     127827
+
+Totals:
+    Hits: 127828
+    Entries: 2
+    Dropped: 0
+"""
+
+
+def test_a_histogram_is_read_as_the_kernel_prints_it() -> None:
+    assert list(buckets(PRINTED)) == [
+        Bucket(TEXT + 0x200, 7, 1),
+        Bucket(TEXT + 0x300, 45, 127827),
+    ]
+    plain = "{ __probe_ip: ffffffff81000200 } hitcount:          3\n"
+    assert list(buckets(plain)) == [Bucket(TEXT + 0x200, None, 3)]
