@@ -15,8 +15,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TextIO
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
+from rich.padding import Padding
 from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
@@ -297,8 +298,9 @@ def _rows(head: str, rows: Sequence[Row], modes: Sequence[str], console: Console
     for row in rows:
         more = f" and {len(row.scenarios) - 1} more" if len(row.scenarios) > 1 else ""
         who = row.scenarios[0] + more if row.reached else f"never: {row.reason}"
+        where = [Padding(_text(row.detail, console, "dim"), (0, 0, 0, 2))] if row.detail else []
         shown.add_row(
-            _text(f"{row.name}\n  {row.detail}" if row.detail else row.name, console),
+            Group(_text(row.name, console), *where),
             *(Text(str(row.count(mode) or "-")) for mode in modes),
             _text(who, console, "" if row.reached else "yellow"),
         )

@@ -43,13 +43,13 @@ class CallSites:
     """The sites of a kernel.
 
     ``entries`` are where each notifier begins, in bytes from _text, which is linked at ``text``;
-    ``range_offset`` is where struct mmu_notifier_range has its first address.
+    ``range_end`` is where struct mmu_notifier_range has its end, in bytes.
     """
 
     sites: tuple[Site, ...]
     entries: Mapping[str, int]
     text: int = 0
-    range_offset: int = 0
+    range_end: int = 0
 
 
 def call_sites(kernel: Kernel) -> CallSites:
@@ -64,7 +64,7 @@ def call_sites(kernel: Kernel) -> CallSites:
         program = _program(kernel.vmlinux, image)
         text = program.symbol("_text").address
         functions = _functions(program)
-        start = program.type("struct mmu_notifier_range").member("start").offset
+        range_end = program.type("struct mmu_notifier_range").member("end").offset
     except (OSError, ValueError, LookupError, struct.error) as error:
         raise OracleUnavailable(
             f"The places that call notifiers cannot be found in {kernel.vmlinux}: {error}."
@@ -85,7 +85,7 @@ def call_sites(kernel: Kernel) -> CallSites:
         for address, name in functions.items()
         if name in called or name in exported
     }
-    return CallSites(tuple(sites), entries, text, start)
+    return CallSites(tuple(sites), entries, text, range_end)
 
 
 def branches(

@@ -3,10 +3,11 @@
 
 A kprobe sits on each call instruction itself, so that a count belongs to a site without a look at
 stacks, tail calls included. The kernel adds up by itself, in histograms by instruction and by the
-power of two that the first address rounds up to: guests' memory is where a VMM has nothing else
-(HVA_FIRST in probe/layout.py), so that says whether a guest was concerned, or only its VMM. One
-more probe sits on the first instruction of each notifier; what it counts and no site explains
-came from modules.
+power of two that the address rounds up to: guests' memory is where a VMM has nothing else
+(HVA_FIRST in probe/layout.py), so that says whether a guest was concerned, or only its VMM. Of a
+range it is the end that counts, because a process that exits unmaps all from its lowest address
+on, after KVM was released. One more probe sits on the first instruction of each notifier; what it
+counts and no site explains came from modules.
 """
 
 from __future__ import annotations
@@ -40,21 +41,21 @@ _KIND = {
     "test_young": _PAGE,
     "change_pte": _PAGE,
 }
-"""Where the first address stands: in struct mmu_notifier_range, or in the second argument."""
+"""Where the address stands: in struct mmu_notifier_range, or in the second argument."""
 
 _GUEST_POWER = (HVA_LAST - 1).bit_length()
 
 _DEFINED = re.compile(rf"^p:{_GROUP}/(\w+) _text\+(\d+)", re.MULTILINE)
 _MISSED = re.compile(rf"^\s*{_GROUP}_\w+\s+\d+\s+(\d+)\s*$", re.MULTILINE)
 _BUCKET = re.compile(
-    r"^\{ __probe_ip:\s*([0-9a-f]+)(?:, start: ~ 2\^(\d+)\s*)? \} hitcount:\s*(\d+)", re.MULTILINE
+    r"^\{ __probe_ip:\s*([0-9a-f]+)(?:, hva: ~ 2\^(\d+)\s*)? \} hitcount:\s*(\d+)", re.MULTILINE
 )
 _DROPPED = re.compile(r"^\s*Dropped: (\d+)", re.MULTILINE)
 
 
 @dataclasses.dataclass(frozen=True)
 class Bucket:
-    """A line of a histogram; ``power`` is that of two of the first address, if it is known."""
+    """A line of a histogram; ``power`` is that of two of the address, if there is one."""
 
     address: int
     power: int | None
@@ -99,7 +100,7 @@ class Reach:
         self._sites = sites
         wanted = list(_probes(sites))
         try:
-            refused = _define(session, wanted, sites.range_offset)
+            refused = _define(session, wanted, sites.range_end)
             watched = [probe for probe in wanted if probe not in refused]
             self._events = _histograms(session, watched)
         except OSError as error:
@@ -156,7 +157,7 @@ class Reach:
 
 
 def buckets(text: str) -> Iterator[Bucket]:
-    """The lines of a histogram by __probe_ip, and perhaps by the first address."""
+    """The lines of a histogram by __probe_ip, and perhaps by the address."""
     for address, power, count in _BUCKET.findall(text):
         yield Bucket(int(address, 16), int(power) if power else None, int(count))
 
@@ -179,11 +180,11 @@ def _probes(sites: CallSites) -> Iterator[_Probe]:
             yield _Probe(_KIND.get(site.hook, _PLAIN), offset)
 
 
-def _define(session: Session, wanted: Sequence[_Probe], range_offset: int) -> set[_Probe]:
+def _define(session: Session, wanted: Sequence[_Probe], range_end: int) -> set[_Probe]:
     """Define the probes, and return those that the kernel refused."""
     if not session.ask("exists", path=_DEFINITIONS):
         raise OracleUnavailable("The host's kernel has no kprobe events (KPROBE_EVENTS).")
-    arguments = {_RANGE: f" start=+{range_offset}(%di):x64", _PAGE: " start=%si:x64"}
+    arguments = {_RANGE: f" hva=+{range_end}(%di):x64", _PAGE: " hva=%si:x64"}
     refused: set[_Probe] = set()
     left = list(wanted)
     while left:
@@ -228,7 +229,7 @@ def _histograms(session: Session, probes: Sequence[_Probe]) -> tuple[str, ...]:
     events = tuple(dict.fromkeys(probe.event for probe in probes))
     session.ask("make_directory", path=_INSTANCE)
     for event in events:
-        power = ",start.log2" if event in (_RANGE, _PAGE) else ""
+        power = ",hva.log2" if event in (_RANGE, _PAGE) else ""
         trigger = f"hist:keys=__probe_ip.hex{power}"
         session.ask("write", path=f"{_EVENTS}/{event}/trigger", text=trigger)
     return events

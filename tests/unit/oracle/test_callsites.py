@@ -155,8 +155,8 @@ def test_a_notifier_that_begins_anew_is_no_site(build: Build) -> None:
     assert [site.function for site in sites if site.notifier == YOUNG] == ["ends_with_a_jump"]
 
 
-def test_it_is_known_where_the_kernel_is_and_where_a_range_begins(found: CallSites) -> None:
-    assert (found.text, found.range_offset) == (BASE, 8)
+def test_it_is_known_where_the_kernel_is_and_where_a_range_ends(found: CallSites) -> None:
+    assert (found.text, found.range_end) == (BASE, 16)
 
 
 def test_what_modules_call_is_a_site_of_theirs(found: CallSites) -> None:
@@ -186,7 +186,7 @@ def test_a_kernel_without_debug_information_cannot_be_asked(build: Build) -> Non
 
 def test_a_kernel_without_notifiers_cannot_be_asked(build: Build) -> None:
     with pytest.raises(OracleUnavailable, match="no mmu notifiers"):
-        call_sites(build("struct mmu_notifier_range { long start; } r; void _start(void) {}"))
+        call_sites(build("struct mmu_notifier_range { long end; } r; void _start(void) {}"))
 
 
 @pytest.mark.parametrize("data", [b"", b"\x7fELF", b"\x7fELF\x02\x01" + bytes(90), bytes(4096)])
