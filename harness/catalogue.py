@@ -173,7 +173,7 @@ CATALOGUE = (
           sees=(_SWAP,)),
     Entry("never-young", "what a guest uses stays in memory",
           "ageing that asks the primary MMU only",
-          sees=("test_age classic anon",)),
+          sees=("test_age multigenerational anon",)),
     Entry("creation-error-leak", "a VM that could not be created leaves nothing",
           "the mission: mmu_notifier_register may fail with EINTR",
           sees=("test_registration cannot_be_created",)),
