@@ -66,7 +66,8 @@ def verdict_on_a_good_kernel(tmp_path: Path, *words: str) -> Checked:
     again = verdict(tmp_path, *[word for word in words if not word.startswith("-k")], *failed)
     if again.code != ExitCode.PASS or again.outcomes() != {"pass"}:
         return first
-    return dataclasses.replace(again, results={**first.results, "tests": passed})
+    results = {**first.results, "tests": passed}
+    return dataclasses.replace(again, said=first.said + again.said, results=results)
 
 
 def check(tmp_path: Path, *words: str, environment: Mapping[str, str] | None = None) -> Checked:

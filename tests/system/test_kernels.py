@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from checking import verdict, verdict_on_a_good_kernel
+from checking import verdict_on_a_good_kernel
 
 
 def test_the_default_kernel_passes_the_whole_suite(tmp_path: Path) -> None:
@@ -34,7 +34,9 @@ def test_it_passes_in_the_other_modes_too(tmp_path: Path) -> None:
 
 
 def test_two_hosts_at_once_come_to_the_same_verdict(tmp_path: Path) -> None:
-    checked = verdict(tmp_path, "--mmu=tdp", "--mmu=shadow", "--hosts=2", "-kanon-middle")
+    checked = verdict_on_a_good_kernel(
+        tmp_path, "--mmu=tdp", "--mmu=shadow", "--hosts=2", "-kanon-middle"
+    )
     assert checked.code == 0
     assert checked.outcomes() == {"pass"}
     assert {host["mmu"] for host in checked.results["qemu"]["hosts"]} == {"tdp", "shadow"}
@@ -43,7 +45,7 @@ def test_two_hosts_at_once_come_to_the_same_verdict(tmp_path: Path) -> None:
 def test_a_prebuilt_kernel_passes_without_the_oracles_that_need_debug_information(
     tmp_path: Path,
 ) -> None:
-    checked = verdict(
+    checked = verdict_on_a_good_kernel(
         tmp_path,
         "--kernel=deb:linux-image-amd64",
         "--mmu=tdp",
