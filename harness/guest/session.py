@@ -60,7 +60,11 @@ class Session:
         """Ask the agent several things in order, in one exchange; raises for the first failure."""
         wanted = [{"op": op, **arguments} for op, arguments in requests]
         replies = self.ask("all", requests=wanted)
-        return [self._value(op, reply) for (op, _), reply in zip(requests, replies, strict=False)]
+        # The agent stops at the first failure, which is then the last reply and raises here.
+        values = [self._value(op, reply) for (op, _), reply in zip(requests, replies, strict=False)]
+        if len(values) != len(requests):
+            raise ProbeError(f"The agent answered {len(values)} of {len(requests)} requests.")
+        return values
 
     def ask_guest(self, name: str, op: str, /, **arguments: Any) -> Any:
         """Ask a guest's VMM.

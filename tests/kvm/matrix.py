@@ -109,9 +109,6 @@ _RANGES = {
     "middle": (1000, 3),
 }
 
-in_each_range = pytest.mark.parametrize(("first", "pages"), _RANGES.values(), ids=_RANGES)
-"""Runs a test once for each range of a guest of 2,048 pages, as arguments ``first``, ``pages``."""
-
 
 def backings(operation: str) -> list[str]:
     """The backings on which an operation is tried."""
