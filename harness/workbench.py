@@ -57,7 +57,9 @@ class Wish:
     """What a user asked for: which kernel, changed how, in which MMU modes, on what.
 
     ``strict`` forbids to skip what this kernel or host cannot be asked; ``hosts`` is how many of
-    them may run at once, by default as many as this machine bears.
+    them may run at once, by default as many as this machine bears. ``repeat`` is how often all
+    tests run, on new hosts each time or on the ``same_hosts``; ``until_fail`` ends that at the
+    first test that does not pass.
     """
 
     kernel: str = DEFAULT_KERNEL
@@ -70,6 +72,9 @@ class Wish:
     strict: bool = False
     hosts: int | None = None
     vmlinux: Path | None = None
+    repeat: int = 1
+    until_fail: bool = False
+    same_hosts: bool = False
 
     def command(self, mode: Mmu | None = None, test: str | None = None) -> tuple[str, ...]:
         """The command that wishes the same, in all its modes or in one, and for one test or all."""
@@ -87,7 +92,13 @@ class Wish:
             words += ["--control", self.control]
         if self.strict:
             words.append("--strict")
-        return (*words, *([test] if test else []))
+        if test:
+            return (*words, test)
+        if self.repeat > 1:
+            words += ["--repeat", str(self.repeat)]
+        words += ["--until-fail"] if self.until_fail else []
+        words += ["--same-hosts"] if self.same_hosts else []
+        return tuple(words)
 
 
 @dataclasses.dataclass(frozen=True)
