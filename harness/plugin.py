@@ -12,6 +12,7 @@ import contextlib
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
@@ -45,6 +46,9 @@ _PAGES = 2048
 _LARGE_PAGES = 16384
 _BACKING = items.DEFAULT_BACKING
 PLUGIN = "mmu-harness-run"
+
+_SAME_SECONDS = 1.0
+"""Signals that are closer together are one."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -83,6 +87,7 @@ class SuitePlugin:
         blocked = config.pluginmanager.is_blocked("terminal")
         self._speaks = blocked and role is not Role.WORKER
         self._signal: signal.Signals | None = None
+        self._stopped = 0.0
         self._ci = bool(config.getoption("--ci"))
         # pytest keeps what is printed to itself, and a job must hear it at once.
         heard = self._ci and self._speaks
@@ -141,15 +146,16 @@ class SuitePlugin:
                 signal.signal(signum, self._stop)
         directory = self.open()
         assert self._janitor is not None
+        progress = self._progress()
         self._job.begin()
         self._run = self._stack.enter_context(
             Run(
                 self._wish,
                 requests,
-                Store(adopt=self._janitor.adopt, release=self._janitor.release),
+                Store(None, self._janitor.adopt, self._janitor.release, progress.note),
                 directory,
                 results,
-                self._progress(),
+                progress,
                 command=self._wish.command(),
                 measure=self._config.getoption("--coverage"),
             )
@@ -264,9 +270,19 @@ class SuitePlugin:
         self._job.end()
 
     def _stop(self, signum: int, frame: FrameType | None) -> None:
-        """End the session as pytest ends it for SIGINT, and remember for whom."""
-        self._signal = signal.Signals(signum)
-        raise KeyboardInterrupt
+        """End the session as pytest ends it for SIGINT, and remember for whom.
+
+        A second signal ends it at once, and leaves the hosts to the janitor's helper. One that
+        comes with the first is the first by another way: a terminal tells a whole group, and a
+        runner its child.
+        """
+        if self._signal is None:
+            self._signal, self._stopped = signal.Signals(signum), time.monotonic()
+            raise KeyboardInterrupt
+        if time.monotonic() - self._stopped > _SAME_SECONDS:
+            error = Interrupted(signum)
+            os.write(2, f"\nmmu-harness: {error} It was the second time: no results.\n".encode())
+            os._exit(error.exit_code)
 
     # Fixtures.
 

@@ -9,6 +9,7 @@ import hashlib
 import importlib.metadata
 import os
 import platform
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -64,6 +65,7 @@ class Run:
         self.progress = progress
         self.record: RunRecord | None = None
         self._started = datetime.datetime.now(datetime.UTC)
+        self._began = time.monotonic()
         if isinstance(results, Path):
             results = ResultsDirectory.create(results.absolute(), self._started)
         self.results = results
@@ -184,7 +186,8 @@ class Run:
             hosts=hosts,
             command=self._command,
             started=self._started,
-            finished=datetime.datetime.now(datetime.UTC),
+            # The wall clock may have been set meanwhile.
+            finished=self._started + datetime.timedelta(seconds=time.monotonic() - self._began),
             problems=tuple(str(error) or type(error).__name__ for error in self._problems),
         )
         if self._parts and self._parts.kernel.config:

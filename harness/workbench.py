@@ -41,6 +41,9 @@ _END_SECONDS = 20.0
 _BOOTS = 2
 """How often a host is booted before a failure of our own machinery ends its MMU mode."""
 
+_MOST_CRASHES = 50
+"""Reports of one host's kernel in the record; a kernel in distress prints them without end."""
+
 _SYSCTL = (
     # Drops sptes whenever it likes, which is a scenario of its own and a disturbance in others.
     ("kernel.numa_balancing", "0"),
@@ -308,6 +311,9 @@ class _Running:
             for splat in self.host.log.splats()
             if splat.line not in boot and not splat.timing
         )
+        if len(crashes) > _MOST_CRASHES:
+            more = f"{len(crashes) - _MOST_CRASHES} more"
+            crashes = (*crashes[:_MOST_CRASHES], Crash(more, "They are in the console's log."))
         evidence = Evidence(
             host=self.name,
             mmu=str(self.mode),
