@@ -376,8 +376,9 @@ def _opened() -> Iterator[tuple[Janitor, Store, Progress]]:
     for signum in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(signum, stop)
     with Janitor() as janitor:
-        store = Store(adopt=janitor.adopt, release=janitor.release)
-        yield janitor, store, display.progress(sys.stderr)
+        progress = display.progress(sys.stderr)
+        store = Store(adopt=janitor.adopt, release=janitor.release, warn=progress.note)
+        yield janitor, store, progress
 
 
 def _paths(names: Sequence[str]) -> tuple[Path, ...]:

@@ -28,7 +28,7 @@ from harness.result.coverage import Coverage, Row, hook_rows, notes, site_rows
 from harness.result.coverage import summary as coverage_summary
 from harness.result.outcome import Outcome
 from harness.result.record import RunRecord
-from harness.result.summary import closing_lines, failure_lines, not_consulted, scenario, table
+from harness.result.summary import closing_lines, failure_lines, not_consulted, numbered, table
 from harness.result.text import one_line, printable
 from harness.result.verdict import Word
 
@@ -262,7 +262,7 @@ def show(record: RunRecord, console: Console) -> None:
         console.print(_table(record, console))
     for outcome in record.outcomes:
         if outcome.outcome in (Outcome.FAIL, Outcome.ERROR):
-            head = f"{outcome.outcome}  {scenario(outcome)}  under {outcome.mmu}"
+            head = f"{outcome.outcome}  {numbered(outcome)}  under {outcome.mmu}"
             _line(console, head, _STYLES[outcome.outcome])
             for line in failure_lines(outcome):
                 _line(console, "  " + line.replace("\n", "\n  "))

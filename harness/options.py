@@ -65,6 +65,12 @@ def suite_options(function: Callable[..., Any]) -> Callable[..., Any]:
                      help="How many run at once; default: as CPUs and memory allow, at most 4."),
         click.option("--strict", is_flag=True,
                      help="A test that this kernel cannot run makes the run end in 125."),
+        click.option("--repeat", metavar="N", type=click.IntRange(1),
+                     help="Run all tests N times, each time on new hosts."),
+        click.option("--until-fail", is_flag=True,
+                     help="With --repeat: end it at the first test that does not pass."),
+        click.option("--same-hosts", is_flag=True,
+                     help="With --repeat: go on on the hosts that are up."),
         click.option("--ci", is_flag=True,
                      help="For CI jobs: no colour, one line a phase; GitHub's annotations there."),
         click.option("-k", "expression", metavar="EXPR",
@@ -108,11 +114,12 @@ def as_arguments(options: dict[str, Any]) -> list[str]:
     names = {"patches": "patch", "fragments": "config", "modes": "mmu", "strict": "no-skips"}
     arguments = []
     for key, value in options.items():
+        name = names.get(key, key.replace("_", "-"))
         if isinstance(value, bool):
-            arguments += [f"--{names.get(key, key)}"] if value else []
+            arguments += [f"--{name}"] if value else []
             continue
         for one in value if isinstance(value, tuple) else (value,):
             if one is not None:
                 # One word, because a value may begin with a dash.
-                arguments.append(f"--{names.get(key, key)}={one}")
+                arguments.append(f"--{name}={one}")
     return arguments

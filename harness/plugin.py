@@ -9,110 +9,85 @@ them are none of this plugin's business, and a run without any such test is left
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import datetime
 import os
 import signal
 import sys
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import pytest
 
-from harness import ci, display
-from harness.errors import ExitCode, Interrupted, OracleUnavailable, UsageError, Violation
+from harness import ci, display, distributed, items
+from harness.distributed import Role
+from harness.errors import ExitCode, Interrupted, UsageError, Violation
 from harness.guest.probe import GuestFactory, ProbeGuest
 from harness.guest.probe import probe_guest as new_guest
 from harness.guest.session import Session
+from harness.items import Judged, mode_of, order, request_of
 from harness.janitor import Janitor
-from harness.machine import accelerator, mmu
+from harness.machine import mmu
 from harness.machine.host import Host
 from harness.oracle.evidence import Evidence
 from harness.progress import Progress, Silent
+from harness.result.directory import ResultsDirectory
 from harness.result.outcome import Outcome, Request, TestOutcome
-from harness.result.summary import scenario
+from harness.result.summary import numbered
 from harness.result.verdict import exit_code
 from harness.run import Run
 from harness.spread import Spread
 from harness.store import Store
-from harness.workbench import DEFAULT_KERNEL, DEFAULT_MODES, Wish
+from harness.wishing import add_options, header, wish_of
+from harness.workbench import Wish
 
-_MODE = "mmu_mode"
 _PAGES = 2048
 _LARGE_PAGES = 16384
-_BACKING = "anon"
+_BACKING = items.DEFAULT_BACKING
 PLUGIN = "mmu-harness-run"
+
+_SAME_SECONDS = 1.0
+"""Signals that are closer together are one."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the options of the suite."""
-    group = parser.getgroup("mmu-harness", "which kernel to test, and on what")
-    group.addoption(
-        "--kernel",
-        metavar="REF",
-        default=DEFAULT_KERNEL,
-        help="bzImage, source tree, TREE@REV, tarball, https, deb: or running (%(default)s)",
-    )
-    group.addoption("--patch", metavar="FILE", action="append", default=[], help="apply on top")
-    group.addoption("--vmlinux", metavar="FILE", type=Path, help="with its debug information")
-    group.addoption("--config", metavar="FILE", action="append", default=[], help="add a fragment")
-    group.addoption("--mmu", metavar="MODE", action="append", default=[], help=", ".join(mmu.Mmu))
-    group.addoption("--accel", metavar="NAME", default="auto", help=", ".join(accelerator.REQUESTS))
-    group.addoption("--control", metavar="NAME", help="break one guarantee, to see tests fail")
-    group.addoption("--results", metavar="DIR", default="results", help="where results go")
-    # pytest has an option --strict of its own.
-    group.addoption("--no-skips", action="store_true", help="a skipped test makes a run end in 125")
-    group.addoption("--ci", action="store_true", help="for CI jobs: plain lines, annotations")
-    group.addoption("--hosts", metavar="N", type=int, help="how many run at once (by CPUs, memory)")
-    group.addoption("--jobs", metavar="N", type=int, help="for make; default: number of CPUs")
-    group.addoption("--coverage", action="store_true", help="which notifier sites are reached")
+    add_options(parser)
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Check the options before anything is collected."""
     try:
-        modes = tuple(mmu.parse(name) for name in config.getoption("--mmu")) or DEFAULT_MODES
-        if config.getoption("--accel") not in accelerator.REQUESTS:
-            valid = ", ".join(accelerator.REQUESTS)
-            given = config.getoption("--accel")
-            raise UsageError(f"There is no accelerator {given!r}; choose one of {valid}.")
-        if config.getoption("--hosts") is not None and config.getoption("--hosts") < 1:
-            raise UsageError("--hosts takes a number from 1 on.")
-        if "-" in config.getoption("--patch"):
-            raise UsageError("Standard input is pytest's own; use mmu-harness check --patch -.")
+        wish = wish_of(config)
+        role = distributed.role(config)
     except UsageError as error:
         raise pytest.UsageError(str(error)) from error
-    control = config.getoption("--control")
-    wish = Wish(
-        kernel=config.getoption("--kernel"),
-        patches=tuple(map(Path, config.getoption("--patch"))),
-        fragments=tuple(map(Path, config.getoption("--config"))),
-        modes=tuple(dict.fromkeys(modes)),
-        accelerator=config.getoption("--accel"),
-        control=control,
-        jobs=config.getoption("--jobs"),
-        strict=config.getoption("--no-skips"),
-        vmlinux=config.getoption("--vmlinux"),
-        hosts=config.getoption("--hosts"),
-    )
-    config.pluginmanager.register(SuitePlugin(config, wish), PLUGIN)
+    if wish.until_fail:
+        # The same as for pytest itself, which has many ways to end a session and knows them all.
+        config.option.maxfail = 1
+    suite = SuitePlugin(config, wish, role)
+    config.pluginmanager.register(suite, PLUGIN)
+    distributed.join(config, suite, role)
 
 
 class SuitePlugin:
     """The plugin for one pytest session."""
 
-    def __init__(self, config: pytest.Config, wish: Wish) -> None:
+    def __init__(self, config: pytest.Config, wish: Wish, role: Role) -> None:
+        self.listener: Callable[[TestOutcome], None] | None = None
         self._config = config
         self._wish = wish
+        self._role = role
         self._stack = contextlib.ExitStack()
+        self._janitor: Janitor | None = None
         self._run: Run | None = None
         self._spread: Spread | None = None
         # Without pytest's own reporter, which is how check() runs, this plugin reports.
-        self._speaks = config.pluginmanager.is_blocked("terminal")
+        blocked = config.pluginmanager.is_blocked("terminal")
+        self._speaks = blocked and role is not Role.WORKER
         self._signal: signal.Signals | None = None
+        self._stopped = 0.0
         self._ci = bool(config.getoption("--ci"))
         # pytest keeps what is printed to itself, and a job must hear it at once.
         heard = self._ci and self._speaks
@@ -123,72 +98,99 @@ class SuitePlugin:
         """The verdict's exit code, once there is one."""
         return self._run.record.verdict.exit_code if self._run and self._run.record else None
 
+    @property
+    def run(self) -> Run | None:
+        """The run, once it has begun."""
+        return self._run
+
+    def pytest_report_header(self) -> list[str]:
+        """Say which kernel is tested, and on what."""
+        return header(self._wish)
+
     # Selection.
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
-        """Run each test of the suite once in each MMU mode."""
-        if _MODE in metafunc.fixturenames:
-            metafunc.parametrize(_MODE, self._wish.modes, ids=str, scope="session")
+        """Run each test of the suite in each MMU mode, as often as it was wished for."""
+        items.parametrize(metafunc, self._wish.modes, self._wish.repeat)
 
+    # The name of the argument is pytest's.
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        """Bring the tests of a mode together, because each mode is a host of its own."""
-        order = {mode: number for number, mode in enumerate(self._wish.modes)}
-        items.sort(key=lambda item: order.get(_mode_of(item), -1))  # type: ignore[arg-type]
+        """Bring the tests of a host together."""
+        items.sort(key=order(self._wish.modes, same_hosts=self._wish.same_hosts))
 
     # The run.
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool | None:
         """Make the kernel and all else before the first test, so that a failure is told once."""
-        requests = [_request(item) for item in session.items if _mode_of(item)]
-        if self._config.option.collectonly or session.testsfailed:
+        requests = [request_of(item) for item in session.items if mode_of(item)]
+        if self._config.option.collectonly or session.testsfailed or self._role is not Role.ALONE:
             return None
         if not requests and not self._speaks:
             return None
-        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(signum, self._stop)
-        janitor = self._stack.enter_context(Janitor())
-        self._job.begin()
+        run = self.begin(requests, Path(self._config.getoption("--results")))
+        if not requests:
+            return None
+        # True says that the loop is over: no test runs without a kernel.
+        return True if not run.prepare() or self._ran_on_many_hosts(session) else None
+
+    def open(self) -> Path:
+        """The private directory of this process, with the promise that nothing is left."""
+        if self._janitor is None:
+            self._janitor = self._stack.enter_context(Janitor())
+        return self._janitor.directory
+
+    def begin(self, requests: Sequence[Request], results: Path | ResultsDirectory) -> Run:
+        """Begin the run of these tests."""
+        if self._role is not Role.WORKER:  # which pytest-xdist ends in its own way
+            for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                signal.signal(signum, self._stop)
+        directory = self.open()
+        assert self._janitor is not None
         progress = self._progress()
+        self._job.begin()
         self._run = self._stack.enter_context(
             Run(
                 self._wish,
                 requests,
-                Store(adopt=janitor.adopt, release=janitor.release),
-                janitor.directory,
-                Path(self._config.getoption("--results")),
+                Store(None, self._janitor.adopt, self._janitor.release, progress.note),
+                directory,
+                results,
                 progress,
                 command=self._wish.command(),
                 measure=self._config.getoption("--coverage"),
             )
         )
-        if not requests:
-            return None
-        # True says that the loop is over: no test runs without a kernel.
-        return True if not self._run.prepare() or self._ran_on_many_hosts(session) else None
+        return self._run
 
     def _ran_on_many_hosts(self, session: pytest.Session) -> bool:
         """Run all tests on several hosts at once, if that is worth it; whether it was done."""
-        modes = [_mode_of(item) for item in session.items]
+        modes = [mode_of(item) for item in session.items]
         hosts = self._run.hosts_at_once(len(modes)) if self._run and all(modes) else 1
         if hosts < 2 or self._run is None:
             return False
         self._spread = Spread(self._run, session)
-        self._spread.over(hosts, [str(mode) for mode in modes])
+        self.listener = self._spread.judged
+        self._spread.over(hosts, [self._host_of(item) for item in session.items])
         if session.shouldfail:
             raise session.Failed(session.shouldfail)
         return True
 
+    def _host_of(self, item: pytest.Item) -> str:
+        """Names the tests that can share a host."""
+        again = "" if self._wish.same_hosts else items.repetition_of(item) or ""
+        return f"{mode_of(item)} {again}".strip()
+
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
         """Show a test as a phase where phases are shown."""
-        if self._run is None or not self._speaks or not _mode_of(item):
+        if self._run is None or not self._speaks or not mode_of(item):
             return (yield)
         with (
             contextlib.suppress(_NotPassed),
-            self._run.progress.phase(f"{_mode_of(item)}  {scenario(_request(item))}"),
+            self._run.progress.phase(f"{mode_of(item)}  {numbered(request_of(item))}"),
         ):
             result = yield
-            if _Judged.of(item).outcome not in (Outcome.PASS, Outcome.SKIP):
+            if Judged.of(item).outcome not in (Outcome.PASS, Outcome.SKIP):
                 raise _NotPassed
         return result
 
@@ -198,13 +200,15 @@ class SuitePlugin:
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         """Judge a test by the class of what it raised, not by the phase in which it did."""
         report = yield
-        if self._run is not None and _mode_of(item):
-            _Judged.of(item).add(call)
+        if self._run is not None and mode_of(item):
+            Judged.of(item).add(call)
+            items.agree(report, item, call)
             if call.when == "teardown":
                 outcome = self._outcome(item)
+                items.overrule(report, outcome, Judged.of(item).error)
                 self._run.report(outcome)
-                if self._spread is not None:
-                    self._spread.judged(outcome)
+                if self.listener is not None:
+                    self.listener(outcome)
                 if self._signal is not None:
                     # Whoever swallowed the interrupt shall not make us go on.
                     item.session.shouldstop = "the run was interrupted"
@@ -220,20 +224,21 @@ class SuitePlugin:
         self, session: pytest.Session, exitstatus: int
     ) -> Generator[None, object, object]:
         """Give the verdict when all fixtures are gone, and leave with its exit code."""
+        ended = session.shouldstop or session.shouldfail
         stopped = self._signal is not None or (
-            exitstatus == pytest.ExitCode.INTERRUPTED and not session.shouldstop
+            exitstatus == pytest.ExitCode.INTERRUPTED and not ended
         )
         try:
             return (yield)
         except Exception as error:
-            if self._run is None:
+            if self._run is None or self._role is Role.WORKER:
                 raise
             # What cannot be taken down after an interrupt is what the interrupt cut short.
             if not stopped:
                 self._run.problem(error)
             return None
         finally:
-            if self._run is not None:
+            if self._run is not None and self._role is not Role.WORKER:
                 self._conclude(self._run, session, stopped)
 
     def _conclude(self, run: Run, session: pytest.Session, stopped: bool) -> None:
@@ -265,9 +270,19 @@ class SuitePlugin:
         self._job.end()
 
     def _stop(self, signum: int, frame: FrameType | None) -> None:
-        """End the session as pytest ends it for SIGINT, and remember for whom."""
-        self._signal = signal.Signals(signum)
-        raise KeyboardInterrupt
+        """End the session as pytest ends it for SIGINT, and remember for whom.
+
+        A second signal ends it at once, and leaves the hosts to the janitor's helper. One that
+        comes with the first is the first by another way: a terminal tells a whole group, and a
+        runner its child.
+        """
+        if self._signal is None:
+            self._signal, self._stopped = signal.Signals(signum), time.monotonic()
+            raise KeyboardInterrupt
+        if time.monotonic() - self._stopped > _SAME_SECONDS:
+            error = Interrupted(signum)
+            os.write(2, f"\nmmu-harness: {error} It was the second time: no results.\n".encode())
+            os._exit(error.exit_code)
 
     # Fixtures.
 
@@ -275,9 +290,9 @@ class SuitePlugin:
     def session(self, request: pytest.FixtureRequest, mmu_mode: mmu.Mmu) -> Iterator[Session]:
         """The agent on the host of this test."""
         assert self._run is not None
-        session = self._run.session(mmu_mode)
+        session = self._run.session(mmu_mode, items.repetition_of(request.node))
         # All that a test makes on the host depends on this fixture, and is gone when it ends.
-        with self._run.watching(session, _request(request.node)):
+        with self._run.watching(session, request_of(request.node)):
             yield session
 
     @pytest.fixture
@@ -289,7 +304,7 @@ class SuitePlugin:
     def evidence(self, request: pytest.FixtureRequest, host: Host) -> Iterator[Evidence]:
         """Asks the oracles; at the end of the test the kernel's log must be clean."""
         evidence = Evidence(host)
-        judged = _Judged.of(request.node)
+        judged = Judged.of(request.node)
         judged.evidence = evidence
         yield evidence
         evidence.log_is_clean()
@@ -322,8 +337,8 @@ class SuitePlugin:
 
     def _outcome(self, item: pytest.Item) -> TestOutcome:
         assert self._run is not None
-        judged = _Judged.of(item)
-        request = _request(item)
+        judged = Judged.of(item)
+        request = request_of(item)
         error = judged.error
         return TestOutcome(
             id=request.id,
@@ -337,11 +352,14 @@ class SuitePlugin:
             page=error.page if isinstance(error, Violation) else None,
             log_excerpt=self._run.log_of_test() if error is not None else "",
             code=exit_code(error) if error is not None else None,
-            command=self._wish.command(_mode_of(item), item.nodeid),
+            command=self._wish.command(mode_of(item), items.once(item)),
             started=judged.began,
+            repetition=request.repetition,
         )
 
     def _progress(self) -> Progress:
+        if self._role is Role.WORKER:
+            return Silent()
         if self._speaks:
             return display.progress(sys.stdout, brief=self._ci)
         return Silent() if self._config.getoption("--quiet") else display.Plain(sys.stdout)
@@ -349,66 +367,3 @@ class SuitePlugin:
 
 class _NotPassed(Exception):
     """Ends the phase of a test that did not pass, so that it shows as such."""
-
-
-@dataclasses.dataclass
-class _Judged:
-    """What happened to one test so far."""
-
-    error: BaseException | None = None
-    skipped: bool = False
-    seconds: float = 0.0
-    began: datetime.datetime | None = None
-    evidence: Evidence | None = None
-    started: float = dataclasses.field(default_factory=time.monotonic)
-
-    @classmethod
-    def of(cls, item: pytest.Item) -> _Judged:
-        """The judgement of a test, made at the first mention."""
-        if _KEY not in item.stash:
-            item.stash[_KEY] = cls()
-        return item.stash[_KEY]
-
-    def add(self, call: pytest.CallInfo[None]) -> None:
-        """Take in a phase of the test: what the kernel did outranks what happened to us."""
-        if call.when == "call":
-            self.seconds = call.duration
-            self.began = datetime.datetime.fromtimestamp(call.start, datetime.UTC)
-        if call.excinfo is None:
-            return
-        error = call.excinfo.value
-        if isinstance(error, (pytest.skip.Exception, OracleUnavailable)):
-            if self.error is None:
-                self.skipped, self.error = True, error
-        elif (
-            self.error is None
-            or self.skipped
-            or (isinstance(error, Violation) and not isinstance(self.error, Violation))
-        ):
-            self.skipped = False
-            self.error = error
-
-    @property
-    def outcome(self) -> Outcome:
-        """The test's outcome."""
-        if self.error is None:
-            return Outcome.PASS
-        if self.skipped:
-            return Outcome.SKIP
-        return Outcome.FAIL if isinstance(self.error, Violation) else Outcome.ERROR
-
-
-_KEY = pytest.StashKey[_Judged]()
-
-
-def _mode_of(item: pytest.Item) -> mmu.Mmu | None:
-    """The MMU mode of a test of the suite, or None for any other test."""
-    callspec = getattr(item, "callspec", None)
-    mode = callspec.params.get(_MODE) if callspec is not None else None
-    return mode if isinstance(mode, mmu.Mmu) else None
-
-
-def _request(item: pytest.Item) -> Request:
-    callspec = getattr(item, "callspec", None)
-    backing = callspec.params.get("backing", _BACKING) if callspec is not None else _BACKING
-    return Request(id=item.nodeid, mmu=str(_mode_of(item)), backing=str(backing))

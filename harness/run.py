@@ -9,6 +9,7 @@ import hashlib
 import importlib.metadata
 import os
 import platform
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -45,8 +46,9 @@ _FEW = 12
 class Run:
     """Collects what happened, judges it, and writes it down.
 
-    A context manager; leaving it ends the host that still runs. With ``measure``, it finds out
-    which notifier sites each test reaches, too.
+    A context manager; leaving it ends the host that still runs. ``results`` is where it makes its
+    results directory, or the directory of the run that it is a part of. With ``measure``, it finds
+    out which notifier sites each test reaches, too.
     """
 
     def __init__(
@@ -55,7 +57,7 @@ class Run:
         requests: Sequence[Request],
         store: Store,
         directory: Path,
-        results: Path,
+        results: Path | ResultsDirectory,
         progress: Progress,
         command: Sequence[str],
         measure: bool = False,
@@ -63,7 +65,10 @@ class Run:
         self.progress = progress
         self.record: RunRecord | None = None
         self._started = datetime.datetime.now(datetime.UTC)
-        self.results = ResultsDirectory.create(results.absolute(), self._started)
+        self._began = time.monotonic()
+        if isinstance(results, Path):
+            results = ResultsDirectory.create(results.absolute(), self._started)
+        self.results = results
         self._wish = wish
         self._requests = tuple(requests)
         self._store = store
@@ -75,6 +80,7 @@ class Run:
         self._parts: Parts | None = None
         self._bench: Workbench | None = None
         self._log_position = 0
+        self._repetition = 0
         self._measure = measure
         self._recorder: Recorder | None = None
 
@@ -90,9 +96,12 @@ class Run:
             self._recorder = Recorder(self._parts.kernel, self.progress)
         return True
 
-    def session(self, mode: Mmu) -> Session:
-        """The agent on a host in this MMU mode."""
+    def session(self, mode: Mmu, repetition: int = 0) -> Session:
+        """The agent on a host in this MMU mode, a new one for each repetition."""
         assert self._bench is not None, "prepare() comes first"
+        if repetition != self._repetition and not self._wish.same_hosts:
+            self._bench.discard()
+        self._repetition = repetition
         session = self._bench.session(mode)
         self._log_position = self._bench.log_position
         return session
@@ -150,6 +159,11 @@ class Run:
             self._bench.discard()
         return (*self._hosts, *(self._bench.hosts if self._bench else ()))
 
+    @property
+    def problems(self) -> tuple[BaseException, ...]:
+        """What was taken in so far of that."""
+        return tuple(self._problems)
+
     def problem(self, error: BaseException) -> None:
         """Take in what ended the run, or a part of it, outside of any test."""
         self._problems.append(error)
@@ -157,21 +171,23 @@ class Run:
     def finish(self) -> RunRecord:
         """End the last host, judge, and write the results."""
         hosts = self.end_hosts()
+        requests = self._wanted()
         self.record = RunRecord(
             verdict=judge(
-                self._requests,
+                requests,
                 self._outcomes,
                 [host.evidence for host in hosts],
                 self._problems,
                 strict=self._wish.strict,
             ),
-            outcomes=completed(self._requests, self._outcomes),
+            outcomes=completed(requests, self._outcomes),
             kernel=self._kernel_facts(),
             machine=self._machine_facts(),
             hosts=hosts,
             command=self._command,
             started=self._started,
-            finished=datetime.datetime.now(datetime.UTC),
+            # The wall clock may have been set meanwhile.
+            finished=self._started + datetime.timedelta(seconds=time.monotonic() - self._began),
             problems=tuple(str(error) or type(error).__name__ for error in self._problems),
         )
         if self._parts and self._parts.kernel.config:
@@ -180,6 +196,14 @@ class Run:
             write_atomically(self.results.path / "coverage.json", as_json(self.coverage).encode())
         self.results.write(self.record)
         return self.record
+
+    def _wanted(self) -> tuple[Request, ...]:
+        """What was asked for: until a failure, not the repetitions after the one that has it."""
+        good = all(outcome.outcome in (Outcome.PASS, Outcome.SKIP) for outcome in self._outcomes)
+        if good or not self._wish.until_fail:
+            return self._requests
+        last = max(outcome.repetition for outcome in self._outcomes)
+        return tuple(request for request in self._requests if request.repetition <= last)
 
     def __enter__(self) -> Run:
         return self

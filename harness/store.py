@@ -2,7 +2,8 @@
 """The content-addressed store of what is expensive to make: kernels, sources, images.
 
 An entry is a directory whose name is the digest of its key, that is of everything that went into
-it. It appears by a rename, so it is either complete or not there, and nobody changes it later.
+it. It appears by a rename, so it is either complete or not there, and nobody changes it later: one
+that is not as it was made, because a disk lost bits or somebody wrote to it, is made again.
 Whoever was given one holds it until its process ends, and marks the time; only what nobody holds
 can be removed. What must be changed in place (build trees, caches of digests) lives in plain
 directories, and whoever uses one holds a named lock.
@@ -18,6 +19,7 @@ import json
 import os
 import re
 import shutil
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -40,16 +42,24 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 _GIB = 1 << 30
 
 
+_BLOCK = 1 << 20
+
+
 def _nothing(_: Path) -> None:
     """Stand in for a janitor where none is needed."""
+
+
+def _unheard(_: str) -> None:
+    """Stand in for whoever listens."""
 
 
 class Store:
     """A cache directory, by default ``$XDG_CACHE_HOME/mmu-harness`` or ``~/.cache/mmu-harness``.
 
     ``adopt`` and ``release`` are those of the janitor: a half-made entry is adopted, so that not
-    even SIGKILL leaves it behind. Every method raises StoreError when the directory cannot be
-    used, with a sentence that names the path and what to do.
+    even SIGKILL leaves it behind. ``warn`` is told of an entry that is damaged. Every method raises
+    StoreError when the directory cannot be used, with a sentence that names the path and what to
+    do.
     """
 
     def __init__(
@@ -57,11 +67,15 @@ class Store:
         root: Path | None = None,
         adopt: Callable[[Path], None] = _nothing,
         release: Callable[[Path], None] = _nothing,
+        warn: Callable[[str], None] = _unheard,
     ) -> None:
         self.root = (root or platformdirs.user_cache_path("mmu-harness")).absolute()
         self._adopt = adopt
         self._release = release
+        self._warn = warn
         self._held: dict[Path, int] = {}
+        self._checked: set[Path] = set()
+        self._damaged: set[Path] = set()
 
     @staticmethod
     def digest(key: Mapping[str, object]) -> str:
@@ -73,7 +87,7 @@ class Store:
         """The entry of this key if it has been made."""
         with self._explained():
             path = self.root / kind / self.digest(key)
-            return path if self._hold(path) else None
+            return path if self._hold(path) and self._intact(path) else None
 
     def entry(
         self,
@@ -93,7 +107,7 @@ class Store:
         digest = self.digest(key)
         with self.lock(f"{kind}-{digest}", waiting=waiting), self._explained(making=True):
             final = self.root / kind / digest
-            if not self._hold(final):
+            if not (self._hold(final) and self._intact(final)):
                 self._make(final, key, make)
                 self._hold(final)
             return final
@@ -184,6 +198,30 @@ class Store:
             os.utime(entry / _KEY)
         return True
 
+    def _intact(self, entry: Path) -> bool:
+        """Whether an entry is as it was made; one that is not is no longer held.
+
+        Entries that were made before there were checksums are taken as they are.
+        """
+        if entry in self._checked:
+            return True
+        try:
+            recorded = json.loads((entry / _KEY).read_text()).get("files", {})
+            wrong = [name for name, sum_ in recorded.items() if _checksum(entry / name) != sum_]
+        except (OSError, ValueError, AttributeError):
+            wrong = [_KEY]
+        if wrong:
+            if entry not in self._damaged:
+                self._damaged.add(entry)
+                self._warn(
+                    f"The store's entry {entry} is damaged: {wrong[0]} is not as it was made. It "
+                    "is made again; if this happens often, look after the disk."
+                )
+            os.close(self._held.pop(entry))
+            return False
+        self._checked.add(entry)
+        return True
+
     def _vanish(self, path: Path) -> None:
         """Remove a directory so that it is never seen half there."""
         going = path.with_name(f".{path.name}.removing")
@@ -213,7 +251,9 @@ class Store:
         try:
             scratch.mkdir()
             make(scratch)
-            text = json.dumps({"kind": final.parent.name, "key": key}, indent=1, sort_keys=True)
+            files = {name: _checksum(scratch / name) for name in _files(scratch)}
+            about = {"kind": final.parent.name, "key": key, "files": files}
+            text = json.dumps(about, indent=1, sort_keys=True)
             (scratch / _KEY).write_text(text + "\n")
             # What cannot be held, although nobody removes it, has lost its key.
             shutil.rmtree(final, ignore_errors=True)
@@ -238,6 +278,45 @@ class Store:
             if advice is None or not (ours or error.errno in _FULL):
                 raise
             raise StoreError(f"Cannot write {path}: {advice}.") from error
+
+
+def _files(entry: Path) -> list[str]:
+    """The regular files below a directory."""
+    found = []
+    for directory, _, names in os.walk(entry):
+        paths = (Path(directory) / name for name in names)
+        found += [str(path.relative_to(entry)) for path in paths if not path.is_symlink()]
+    return sorted(found)
+
+
+def _checksum(path: Path) -> str:
+    """Length and CRC-32 of a file: against damage, not against malice.
+
+    Only blocks with something in them count, and holes are not even read, since an image of a
+    file system is mostly holes; where a file system has them may change with time.
+    """
+    crc = at = 0
+    with path.open("rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        while (at := _next_data(file.fileno(), at, size)) < size:
+            at -= at % _BLOCK
+            block = os.pread(file.fileno(), _BLOCK, at)
+            if not block:
+                break  # it shrinks while we look, which the length will tell
+            if block.count(0) != len(block):
+                crc = zlib.crc32(block, zlib.crc32(at.to_bytes(8, "little"), crc))
+            at += len(block)
+    return f"{size} {crc:08x}"
+
+
+def _next_data(descriptor: int, at: int, size: int) -> int:
+    """Where data follow that are no hole, or the size."""
+    try:
+        return os.lseek(descriptor, at, os.SEEK_DATA)
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            return size
+        raise
 
 
 def _file_name(name: str) -> str:

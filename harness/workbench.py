@@ -41,6 +41,9 @@ _END_SECONDS = 20.0
 _BOOTS = 2
 """How often a host is booted before a failure of our own machinery ends its MMU mode."""
 
+_MOST_CRASHES = 50
+"""Reports of one host's kernel in the record; a kernel in distress prints them without end."""
+
 _SYSCTL = (
     # Drops sptes whenever it likes, which is a scenario of its own and a disturbance in others.
     ("kernel.numa_balancing", "0"),
@@ -57,7 +60,9 @@ class Wish:
     """What a user asked for: which kernel, changed how, in which MMU modes, on what.
 
     ``strict`` forbids to skip what this kernel or host cannot be asked; ``hosts`` is how many of
-    them may run at once, by default as many as this machine bears.
+    them may run at once, by default as many as this machine bears. ``repeat`` is how often all
+    tests run, on new hosts each time or on the ``same_hosts``; ``until_fail`` ends that at the
+    first test that does not pass.
     """
 
     kernel: str = DEFAULT_KERNEL
@@ -70,6 +75,9 @@ class Wish:
     strict: bool = False
     hosts: int | None = None
     vmlinux: Path | None = None
+    repeat: int = 1
+    until_fail: bool = False
+    same_hosts: bool = False
 
     def command(self, mode: Mmu | None = None, test: str | None = None) -> tuple[str, ...]:
         """The command that wishes the same, in all its modes or in one, and for one test or all."""
@@ -87,7 +95,13 @@ class Wish:
             words += ["--control", self.control]
         if self.strict:
             words.append("--strict")
-        return (*words, *([test] if test else []))
+        if test:
+            return (*words, test)
+        if self.repeat > 1:
+            words += ["--repeat", str(self.repeat)]
+        words += ["--until-fail"] if self.until_fail else []
+        words += ["--same-hosts"] if self.same_hosts else []
+        return tuple(words)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -297,6 +311,9 @@ class _Running:
             for splat in self.host.log.splats()
             if splat.line not in boot and not splat.timing
         )
+        if len(crashes) > _MOST_CRASHES:
+            more = f"{len(crashes) - _MOST_CRASHES} more"
+            crashes = (*crashes[:_MOST_CRASHES], Crash(more, "They are in the console's log."))
         evidence = Evidence(
             host=self.name,
             mmu=str(self.mode),

@@ -68,8 +68,10 @@ class HarnessChecker:
         shutil.rmtree(results, ignore_errors=True)
         results.mkdir(parents=True)
         log = results / "check.log"
+        # An option before the tests, which may follow a double dash.
+        command, *words = self.words(tree, patches, looked_for)
         ended = run_logged(
-            [*self._program, *self.words(tree, patches, looked_for), f"--results={results}"],
+            [*self._program, command, f"--results={results}", *words],
             Deadline.after(_CHECK_SECONDS, "A check of a revision"),
             log,
             # It is not for a check on the way to annotate a job.

@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -37,6 +38,7 @@ class BuildTree:
         self._patched = Patched(self.root, home / "patched")
         self._manifest = home / "manifest.json"
         self._making = home / "making"
+        self._made = home / "made"
 
     def become(self, source: Source, patches: Sequence[Patch], progress: Progress) -> None:
         """Make the tree be this source with these patches, touching only files that differ.
@@ -44,7 +46,7 @@ class BuildTree:
         What became of a patch that did not go on just as it is, is noted. Raises PatchError
         when a patch does not apply, SourceError when the source changes meanwhile.
         """
-        self._forget_interrupted_make()
+        self._forget_untrusted_products()
         records, digest = self._read_manifest()
         if digest != source.digest or not self._intact(records):
             if records:
@@ -77,14 +79,27 @@ class BuildTree:
         try:
             yield
         except (KernelUntestableError, MachineUnfitError):
-            self._making.unlink()
+            self._finish_make()
             raise
+        self._finish_make()
+
+    def _finish_make(self) -> None:
+        self._made.touch()
         self._making.unlink()
 
-    def _forget_interrupted_make(self) -> None:
-        try:
-            began = self._making.stat().st_mtime_ns
-        except FileNotFoundError:
+    def _forget_untrusted_products(self) -> None:
+        """Remove what a make wrote that was cut short, or at a time that is yet to come.
+
+        make goes by times. Once the clock was set back, a source file that is written now would
+        seem older than what was made of its predecessor.
+        """
+        marks = [path.stat().st_mtime_ns for path in (self._making, self._made) if path.exists()]
+        now = time.time_ns()
+        if self._making.exists():
+            began = min(self._making.stat().st_mtime_ns, now)
+        elif marks and max(marks) > now:
+            began = now
+        else:
             return
         records, _ = self._read_manifest()
         keep = records.keys() | self._patched.touched()
@@ -95,7 +110,8 @@ class BuildTree:
             path = self.root / name
             if path.lstat().st_mtime_ns >= began:
                 path.unlink()
-        self._making.unlink()
+        for mark in (self._making, self._made):
+            mark.unlink(missing_ok=True)
 
     def _take(
         self, files: Files, records: dict[str, _Record], digest: str, progress: Progress

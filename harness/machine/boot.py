@@ -23,6 +23,7 @@ from harness.image import layout
 from harness.image.disk import make_overlay, write_seed, write_swap
 from harness.kernel.model import Kernel
 from harness.machine.host import HostFacts
+from harness.machine.pace import slowness
 from harness.machine.qemu import Qemu, running
 from harness.machine.qemu_host import QemuHost
 from harness.machine.qmp import Qmp, connected
@@ -32,8 +33,8 @@ from harness.machine.ssh import RunKeys, Ssh
 from harness.progress import Progress
 
 BOOT_SECONDS = 120.0
-"""How long a host may take to come up. An emulated one takes 4 s on the reference machine, a
-distribution's kernel 10 s, one with KASAN and lockdep a minute."""
+"""How long a host may take to come up where nothing else runs. An emulated one takes 4 s on the
+reference machine, a distribution's kernel 10 s, one with KASAN and lockdep a minute."""
 
 _REFERENCE_SECONDS = 4.0
 """The boot time at which ``pace`` is 1: two cores of 2.6 GHz, TCG, the project's own config."""
@@ -42,6 +43,10 @@ _MONITOR_SECONDS = 20.0
 _END_SECONDS = 2.0
 """How long QEMU may take to end once it stopped answering, and its console to be read."""
 
+_MOST_NOTES = 200
+_MOST_SHOWN = 10
+"""Lines that a host's init may say besides its milestones, and how many of them are shown."""
+
 _LAST_LINES = 12
 _LAST_CHARACTERS = 4000
 
@@ -49,6 +54,7 @@ _NETWORK = f"{layout.MARK}: network"
 _LISTENING = f"{layout.MARK}: listening"
 _READY = f"{layout.MARK}: ready "
 _FAILED = f"{layout.MARK}: boot failed: "
+_MILESTONES = (_NETWORK, _LISTENING, _READY)
 
 
 @contextlib.contextmanager
@@ -58,12 +64,13 @@ def boot(
     kernel: Kernel,
     progress: Progress,
     *,
-    seconds: float = BOOT_SECONDS,
+    seconds: float | None = None,
 ) -> Iterator[QemuHost]:
     """A host that is up, until the context is left.
 
     ``run`` is a private directory with a short path, of this host alone; what is in it afterwards
-    (the QMP traffic in qmp.log) is evidence. Raises BootError when the kernel does not come up,
+    (the QMP traffic in qmp.log) is evidence. It may take ``seconds``, by default as many as a boot
+    is worth on a machine as busy as this one is. Raises BootError when the kernel does not come up,
     has no KVM, or does not take the MMU mode; QemuError when QEMU itself fails.
     """
     paths = RunPaths(run)
@@ -72,6 +79,9 @@ def boot(
     with progress.phase(f"boot {kernel.release} ({spec.mmu})"), contextlib.ExitStack() as stack:
         _make_disks(spec, paths, keys, nonce)
         words = argv(spec, paths, require("qemu-system-x86_64", "qemu-system-x86"))
+        if seconds is None:
+            # The pace is known when a host is up; until then it is guessed from work of our own.
+            seconds = BOOT_SECONDS * slowness()
         started = time.monotonic()
         deadline = Deadline.after(seconds, f"The boot of the kernel {kernel.release}")
         qemu = stack.enter_context(running(words))
@@ -82,9 +92,9 @@ def boot(
         if answers.get("nonce") != nonce:
             raise QemuError("Another host than ours answers: it does not know this run's nonce.")
         spec.mmu.check(facts.parameters)
-        for note in facts.notes:
+        for note in facts.notes[:_MOST_SHOWN]:
             progress.note(f"The host says: {note}.")
-        for splat in facts.boot_reports:
+        for splat in facts.boot_reports[:_MOST_SHOWN]:
             progress.note(f"The kernel complained during its boot: {splat.line}")
         entered = stack.pop_all()
     with entered:
@@ -150,20 +160,23 @@ class _Machine:
     @property
     def notes(self) -> tuple[str, ...]:
         """What the host's init said besides that it got on: settings that were not taken."""
-        milestones = (_NETWORK, _LISTENING, _READY)
-        lines = (line for line in self._seen if not line.startswith(milestones))
+        lines = (line for line in self._seen if not line.startswith(_MILESTONES))
         return tuple(visible(line.removeprefix(f"{layout.MARK}: ")) for line in lines)
 
     def _reach(self, word: str) -> None:
         """Follow the console until a line has begun with ``word``; they come in any order."""
-        while not any(line.startswith(word) for line in self._seen):
+        while not self._has(word):
             line = next(self._lines, None)
             if line is None:
                 raise self._gone()
             if line.startswith(_FAILED):
                 raise self._failed(visible(line.removeprefix(_FAILED)))
-            if line.startswith(layout.MARK):
+            first = any(line.startswith(one) and not self._has(one) for one in _MILESTONES)
+            if first or (line.startswith(layout.MARK) and len(self._seen) < _MOST_NOTES):
                 self._seen.append(line)
+
+    def _has(self, word: str) -> bool:
+        return any(line.startswith(word) for line in self._seen)
 
     def _alive(self) -> None:
         if self.qemu.ended:

@@ -23,6 +23,9 @@ _Answer = TypeVar("_Answer")
 _MOST_LOGGED = 1 << 20
 """Bytes of traffic after which the record ends; a run makes a few KiB."""
 
+_MOST_EVENTS = 100_000
+"""Events after which no more are taken in; a run makes a few dozen."""
+
 _LEAVE_SECONDS = 2.0
 
 
@@ -114,6 +117,10 @@ class Qmp:
             with self._arrived:
                 self._events.append(dict(event))
                 self._arrived.notify_all()
+            if len(self._events) == _MOST_EVENTS:
+                self._client.remove_listener(self._listener)
+                self._log("--", f"{_MOST_EVENTS} events; no more are taken in")
+                return
 
     def _wait(self, work: Coroutine[Any, Any, _Answer], deadline: Deadline) -> _Answer:
         # The limit is kept inside the loop, so that the work has tidied up when we go on.

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 from harness.result.outcome import Outcome, TestOutcome
 from harness.result.record import RunRecord
-from harness.result.summary import closing_lines, failure_lines, not_consulted, scenario, table
+from harness.result.summary import closing_lines, failure_lines, not_consulted, numbered, table
 from harness.result.text import one_line, printable
 from harness.result.verdict import Word
 
@@ -78,7 +78,7 @@ def as_markdown(record: RunRecord) -> str:
 def _annotations(level: str, outcomes: list[TestOutcome]) -> Iterator[str]:
     room = _ANNOTATIONS - 2  # one is the verdict's, and one says how many are not shown
     for outcome in outcomes[:room]:
-        title = f"{outcome.outcome}: {scenario(outcome)} under {outcome.mmu}"
+        title = f"{outcome.outcome}: {numbered(outcome)} under {outcome.mmu}"
         yield _command(level, title, "\n".join(failure_lines(outcome)))
     if len(outcomes) > room:
         more = f"{len(outcomes) - room} more tests ended in the same way; see report.html."
@@ -105,7 +105,7 @@ def _matrix(record: RunRecord) -> Iterator[str]:
 
 
 def _details(outcome: TestOutcome) -> Iterator[str]:
-    title = f"{outcome.outcome}: {scenario(outcome)} under {outcome.mmu}"
+    title = f"{outcome.outcome}: {numbered(outcome)} under {outcome.mmu}"
     said = "\n".join(failure_lines(outcome))
     if outcome.log_excerpt:
         said += f"\n\n{printable(outcome.log_excerpt, _EXCERPT)}"

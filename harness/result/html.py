@@ -18,7 +18,7 @@ import jinja2
 
 from harness.result.outcome import OracleReport, OracleStatus, Outcome, TestOutcome
 from harness.result.record import RunRecord
-from harness.result.summary import not_consulted, scenario
+from harness.result.summary import not_consulted, numbered, scenario
 from harness.result.text import one_line, plain, printable
 from harness.result.timeline import Timeline, duration, longest, timeline
 from harness.result.verdict import Word
@@ -186,7 +186,7 @@ def _cell(mode: str, tests: Sequence[tuple[int, TestOutcome]], scale: float) -> 
     return Cell(
         mode,
         worst.outcome,
-        time=f"{seconds:.1f} s" if ran else "",
+        time=_times(worst.outcome, tests) if len(tests) > 1 else f"{seconds:.1f} s" if ran else "",
         bar=round(seconds / scale * 100, 2) if ran else 0.0,
         target={
             Outcome.FAIL: f"test-{number}",
@@ -198,12 +198,17 @@ def _cell(mode: str, tests: Sequence[tuple[int, TestOutcome]], scale: float) -> 
     )
 
 
+def _times(kind: Outcome, tests: Sequence[tuple[int, TestOutcome]]) -> str:
+    """How many of the runs of a repeated test ended so."""
+    return f"{sum(outcome.outcome is kind for _, outcome in tests)} of {len(tests)}"
+
+
 def _cards(record: RunRecord) -> tuple[Card, ...]:
     return tuple(
         Card(
             anchor=f"test-{number}",
             outcome=outcome.outcome,
-            name=scenario(outcome),
+            name=numbered(outcome),
             id=one_line(outcome.id),
             mode=outcome.mmu,
             time=duration(outcome.seconds),
@@ -241,7 +246,7 @@ def _groups(record: RunRecord, kind: Outcome) -> tuple[Group, ...]:
     for outcome in record.outcomes:
         if outcome.outcome is kind:
             reason = one_line(outcome.message) or "no reason given"
-            groups.setdefault(reason, []).append(f"{scenario(outcome)} under {outcome.mmu}")
+            groups.setdefault(reason, []).append(f"{numbered(outcome)} under {outcome.mmu}")
     return tuple(Group(reason, tuple(names)) for reason, names in groups.items())
 
 

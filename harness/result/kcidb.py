@@ -17,7 +17,7 @@ import shlex
 from harness.errors import ExitCode
 from harness.result.outcome import OracleReport, Outcome, TestOutcome
 from harness.result.record import RunRecord, as_json
-from harness.result.summary import scenario
+from harness.result.summary import numbered
 from harness.result.text import EXCERPT_LIMIT, Json, one_line, plain, printable
 
 ORIGIN = "mmu_harness"
@@ -120,7 +120,7 @@ def _test(record: RunRecord, outcome: TestOutcome, run: str, number: int) -> dic
     test: dict[str, object] = {
         **_base(record, run, f"{run}-{number}", outcome.mmu),
         "path": _path(outcome),
-        "comment": scenario(outcome),
+        "comment": numbered(outcome),
         "status": _STATUS[outcome.outcome],
         "duration": outcome.seconds,
         "misc": {

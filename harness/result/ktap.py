@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 from harness.result.outcome import Outcome, TestOutcome
 from harness.result.record import RunRecord
-from harness.result.summary import closing_lines, failure_lines, scenario
+from harness.result.summary import closing_lines, failure_lines, numbered
 from harness.result.text import one_line
 from harness.result.verdict import Word
 
@@ -39,7 +39,7 @@ def _subtests(outcomes: Sequence[TestOutcome]) -> Iterator[str]:
     yield "KTAP version 1"
     yield f"1..{len(outcomes)}"
     for number, outcome in enumerate(outcomes, 1):
-        name = _description(scenario(outcome))
+        name = _description(numbered(outcome))
         if outcome.outcome in _BROKEN:
             for line in (*failure_lines(outcome), outcome.log_excerpt):
                 yield from _diagnostics(line)

@@ -63,11 +63,15 @@ class OracleReport:
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """One test that was selected to run, known before anything boots."""
+    """One test that was selected to run, known before anything boots.
+
+    ``repetition`` counts from 1 on in a run that repeats its tests, and is 0 in any other.
+    """
 
     id: str
     mmu: str
     backing: str
+    repetition: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +81,7 @@ class TestOutcome:
     ``oracle`` and ``page`` (index of the first guest page concerned) say who noticed a violation
     and where. ``code`` is the exit code of the error's class, for outcomes that are no verdict on
     the kernel. ``command`` is the argv that repeats this test alone. ``started`` is an aware
-    datetime, None for a test that never began.
+    datetime, None for a test that never began. ``repetition`` is the request's.
 
     Two rules hold for every object of this class: a test that passed although no oracle agreed
     is an error, and a test in which an oracle saw a violation is a fail.
@@ -98,6 +102,7 @@ class TestOutcome:
     code: ExitCode | None = None
     command: tuple[str, ...] = ()
     started: datetime.datetime | None = None
+    repetition: int = 0
 
     def __post_init__(self) -> None:
         outcome, message = self._judged()
@@ -132,6 +137,11 @@ class TestOutcome:
         return outcome, self.message
 
 
+def run_word(repetition: int) -> str:
+    """The word by which a repetition stands among the parameters in a test's id."""
+    return f"run{repetition}"
+
+
 def completed(
     requested: Sequence[Request], outcomes: Sequence[TestOutcome]
 ) -> tuple[TestOutcome, ...]:
@@ -145,6 +155,7 @@ def completed(
             request.backing,
             0.0,
             message="Requested, but never reported.",
+            repetition=request.repetition,
         )
         for request in requested
         if request.id not in reported

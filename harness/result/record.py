@@ -92,6 +92,11 @@ class RunRecord:
         """How long the run took by the wall clock, never negative."""
         return max(0.0, (self.finished - self.started).total_seconds())
 
+    @property
+    def repetitions(self) -> int:
+        """How often its tests were run, or begun to be."""
+        return max((outcome.repetition for outcome in self.outcomes), default=0) or 1
+
     def counts(self) -> dict[Outcome, int]:
         """How many tests ended each way, every way named."""
         return {kind: sum(outcome.outcome is kind for outcome in self.outcomes) for kind in Outcome}
@@ -116,6 +121,7 @@ def document(record: RunRecord) -> Json:
             "started": _iso(record.started),
             "finished": _iso(record.finished),
             "seconds": round(record.seconds, 3),
+            "repetitions": record.repetitions,
             "counts": record.counts(),
             "tests": [_test(outcome) for outcome in record.outcomes],
             "kernel": {
@@ -146,6 +152,7 @@ def _test(outcome: TestOutcome) -> dict[str, object]:
         "outcome": outcome.outcome,
         "mmu": outcome.mmu,
         "backing": outcome.backing,
+        "repetition": outcome.repetition,
         "started": _iso(outcome.started) if outcome.started else None,
         "seconds": round(outcome.seconds, 3),
         "message": outcome.message,

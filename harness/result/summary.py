@@ -8,7 +8,7 @@ import re
 import shlex
 from collections.abc import Sequence
 
-from harness.result.outcome import OracleStatus, Outcome, Request, TestOutcome
+from harness.result.outcome import OracleStatus, Outcome, Request, TestOutcome, run_word
 from harness.result.record import RunRecord
 from harness.result.text import one_line
 
@@ -17,16 +17,23 @@ _PARAMETERS = re.compile(r"\[(.*)\]$", re.DOTALL)
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """A scenario under one MMU mode; ``outcome`` is None where it was not requested."""
+    """A scenario under one MMU mode; ``outcome`` is None where it was not requested.
+
+    ``times`` says how many of the ``runs`` ended that way.
+    """
 
     outcome: Outcome | None
     seconds: float = 0.0
+    times: int = 1
+    runs: int = 1
 
     @property
     def text(self) -> str:
         """The cell in a few characters."""
         if self.outcome is None:
             return "-"
+        if self.runs > 1:
+            return f"{self.outcome} {self.times} of {self.runs}"
         if self.outcome in (Outcome.MISSING, Outcome.SKIP):
             return str(self.outcome)
         return f"{self.outcome} {self.seconds:.1f} s"
@@ -65,7 +72,7 @@ def table(record: RunRecord) -> Table:
 
 
 def scenario(outcome: Request | TestOutcome) -> str:
-    """The name of a test for people: its file and function as words, without the MMU mode.
+    """The name of a test for people: its file and function as words, without mode and repetition.
 
     ``tests/kvm/test_fork.py::test_child_writes[tdp-anon]`` is ``fork: child writes [anon]``.
     """
@@ -74,13 +81,19 @@ def scenario(outcome: Request | TestOutcome) -> str:
     parameters = found[1] if found else ""
     if found:
         name = name[: found.start()]
-        if outcome.mmu:
-            edges = rf"(?:^|-){re.escape(outcome.mmu)}(?=-|$)"
-            parameters = re.sub(edges, "", parameters, count=1).strip("-")
+        for word in (outcome.mmu, run_word(outcome.repetition) if outcome.repetition else ""):
+            edges = rf"(?:^|-){re.escape(word)}(?=-|$)"
+            parameters = re.sub(edges, "", parameters, count=1).strip("-") if word else parameters
     file = path.rpartition("/")[2].removesuffix(".py").removeprefix("test_")
     words = name.removeprefix("test_").replace("_", " ")
     text = f"{file.replace('_', ' ')}: {words}" if file else words
     return one_line(f"{text} [{parameters}]" if parameters else text)
+
+
+def numbered(outcome: Request | TestOutcome) -> str:
+    """The same with the number of the repetition, where there are several."""
+    which = f" (run {outcome.repetition})" if outcome.repetition else ""
+    return scenario(outcome) + which
 
 
 def failure_lines(outcome: TestOutcome) -> list[str]:
@@ -116,7 +129,8 @@ def closing_lines(record: RunRecord) -> list[str]:
     counts = ", ".join(f"{count} {kind}" for kind, count in record.counts().items() if count)
     verdict = record.verdict
     head = f"{verdict.word} (exit code {int(verdict.exit_code)})"
-    lines = [f"{counts or 'no tests'} in {record.seconds:.1f} s", head]
+    runs = f" in {record.repetitions} runs" if record.repetitions > 1 else ""
+    lines = [f"{counts or 'no tests'}{runs} in {record.seconds:.1f} s", head]
     lines += [f"  {reason}" for reason in verdict.reasons]
     return lines
 
@@ -128,4 +142,5 @@ def _noticed(outcome: TestOutcome, oracle: str) -> bool:
 def _cell(outcomes: Sequence[TestOutcome]) -> Cell:
     order = (Outcome.FAIL, Outcome.ERROR, Outcome.MISSING, Outcome.PASS, Outcome.SKIP)
     worst = min((item.outcome for item in outcomes), key=order.index, default=None)
-    return Cell(worst, sum(item.seconds for item in outcomes))
+    times = sum(item.outcome is worst for item in outcomes)
+    return Cell(worst, sum(item.seconds for item in outcomes), times, len(outcomes))

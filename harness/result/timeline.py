@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from harness.result.outcome import Outcome
 from harness.result.record import RunRecord
-from harness.result.summary import scenario
+from harness.result.summary import numbered
 
 BOOT = "boot"
 _STEPS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 21600)
@@ -84,7 +84,7 @@ def _lane(record: RunRecord, mode: str, whole: float) -> Lane:
             bars.append(_bar(BOOT, at, host.boot_seconds, title, whole))
     for outcome in record.outcomes:
         if outcome.mmu == mode and outcome.started and outcome.outcome is not Outcome.MISSING:
-            title = f"{scenario(outcome)}: {outcome.outcome}, {duration(outcome.seconds)}"
+            title = f"{numbered(outcome)}: {outcome.outcome}, {duration(outcome.seconds)}"
             at = _since(record, outcome.started)
             bars.append(_bar(str(outcome.outcome), at, outcome.seconds, title, whole))
             tests += outcome.seconds

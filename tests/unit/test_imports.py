@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 MODULES = sorted((ROOT / "harness").rglob("*.py"))
 
 VOCABULARY = {"errors", "deadline", "command", "janitor", "progress", "store"}
-DOORS = {"__main__", "cli", "options", "plugin", "suite"}
+DOORS = {"__main__", "cli", "options", "suite"} | {"plugin", "wishing", "items", "distributed"}
 
 ROOMS = {"kernel", "image", "machine", "guest", "oracle", "result"}
 
@@ -60,7 +60,7 @@ OWNERS = {
     "fabric": {"machine"},
     "jinja2": {"image", "result"},
     "paramiko": {"machine"},
-    "pytest": {"plugin", "suite"},
+    "pytest": {"plugin", "suite", "wishing", "items", "distributed"},
     "_pytest": {"plugin"},
     "qemu": {"machine"},
     "rich": {"display", "cli"},

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -200,22 +201,37 @@ def judge(pytester: pytest.Pytester, world: World) -> Judge:
         ("--mmu=ept", "There is no MMU mode 'ept'; choose one of tdp, tdp-legacy, shadow."),
         ("--patch=-", "Standard input is pytest's own; use mmu-harness check --patch -."),
         ("--accel=hvf", "There is no accelerator 'hvf'; choose one of auto, kvm, tcg."),
+        ("--control=x", "There is no control 'x'; choose one of"),
+        ("--kernel=deb:linux", "give deb:linux-source-V with a series"),
+        ("--kernel=http://x/y", "give an https address"),
+        ("--patch=none", "--patch: none cannot be read: there is no such file."),
+        ("--config=none", "--config: none cannot be read"),
+        ("--vmlinux=none", "--vmlinux: none cannot be read"),
+        ("--jobs=0", "--jobs takes a number from 1 on."),
+        ("--repeat=0", "--repeat takes a number from 1 on."),
+        ("--repeat=x", "invalid int value: 'x'"),
+        ("--until-fail", "--until-fail goes with --repeat N"),
+        ("--same-hosts", "--same-hosts goes with --repeat N"),
+        ("-n2 --hosts=2", "both say how many hosts run at once"),
+        ("-n2 --coverage", "--coverage is measured on one host at a time"),
+        ("-n2 --dist=each", "of pytest-xdist take -n N"),
     ],
 )
 def test_bad_options_are_bad_usage_that_names_the_valid_values(
     judge: Judge, word: str, said: str
 ) -> None:
-    ended = judge(PASSING, word)
+    ended = judge(PASSING, *word.split())
     assert ended.code == pytest.ExitCode.USAGE_ERROR
     assert said in ended.err
     assert ended.directory is None
 
 
-def test_options_are_the_wish(judge: Judge, world: World) -> None:
+def test_options_are_the_wish(judge: Judge, world: World, pytester: pytest.Pytester) -> None:
+    pytester.makefile("", a="", b="", c="")
     judge(
         PASSING,
         *("--kernel=linux/", "--patch=a", "--patch=b", "--config=c", "--accel=tcg"),
-        *("--control=sptes", "--jobs=3"),
+        *("--control=pre-notifier", "--jobs=3"),
         modes=("shadow", "tdp", "shadow"),
     )
     assert world.wishes == [
@@ -225,7 +241,7 @@ def test_options_are_the_wish(judge: Judge, world: World) -> None:
             fragments=(Path("c"),),
             modes=(Mmu.SHADOW, Mmu.TDP),
             accelerator="tcg",
-            control="sptes",
+            control="pre-notifier",
             jobs=3,
         )
     ]
@@ -234,6 +250,31 @@ def test_options_are_the_wish(judge: Judge, world: World) -> None:
 def test_without_options_the_defaults_are_wished_for(judge: Judge, world: World) -> None:
     judge(PASSING, modes=())
     assert world.wishes == [Wish()]
+
+
+HEADER = r"""kernel: deb:linux-source-6\.12, patch a, with pre-notifier broken on purpose; \
+requested configuration [0-9a-f]{12}
+hosts: accelerator tcg; MMU modes tdp, 3 times"""
+
+
+def test_the_header_says_what_is_tested(judge: Judge, pytester: pytest.Pytester) -> None:
+    pytester.makefile("", a="")
+    words = ("--patch=a", "--control=pre-notifier", "--accel=tcg", "--repeat=3", "--collect-only")
+    ended = judge(PASSING, *words)
+    assert re.search(HEADER.replace("\\\n", ""), ended.out)
+
+
+def test_a_fragment_of_the_user_is_in_the_digest_of_the_header(
+    judge: Judge, pytester: pytest.Pytester
+) -> None:
+    fragment = pytester.makefile(".config", mine="# why not\nCONFIG_KASAN=y\n")
+    heads = [
+        re.search("requested configuration ([0-9a-f]{12})", judge(PASSING, "--co", *words).out)
+        for words in ((), (f"--config={fragment}",))
+    ]
+    assert heads[0]
+    assert heads[1]
+    assert heads[0][1] != heads[1][1]
 
 
 # Collection.
@@ -564,7 +605,10 @@ def test_a_signal_ends_the_run_with_results_and_its_code(
 # What is written down.
 
 
-def test_the_results_say_what_was_tested_and_how_to_repeat_it(judge: Judge) -> None:
+def test_the_results_say_what_was_tested_and_how_to_repeat_it(
+    judge: Judge, pytester: pytest.Pytester
+) -> None:
+    pytester.makefile(".patch", **{"a b": ""})
     ended = judge(PASSING, "--patch=a b.patch", "--accel=tcg", "--kernel=linux/")
     test = ended.test
     assert (test["id"], test["mmu"], test["backing"]) == (

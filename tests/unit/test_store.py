@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,9 @@ def test_entry_is_made_once_and_carries_its_key(store: Store) -> None:
     second = store.entry("kernel", key, lambda _: pytest.fail("made twice"))
     assert first == second == store.root / "kernel" / Store.digest(key)
     assert (first / "file").read_text() == "made"
-    assert json.loads((first / "key.json").read_text()) == {"kind": "kernel", "key": key}
+    about = json.loads((first / "key.json").read_text())
+    assert (about["kind"], about["key"]) == ("kernel", key)
+    assert list(about["files"]) == ["file"]
     assert store.find("kernel", key) == first
     assert store.find("kernel", {"other": 1}) is None
 
@@ -263,3 +266,75 @@ def test_a_directory_in_use_is_not_removed(store: Store) -> None:
     assert other.remove_directory(path, "tree-linux")
     assert not path.exists()
     assert not other.remove_directory(path, "tree-linux")
+
+
+# Damage.
+
+
+def _fill_much(directory: Path) -> None:
+    (directory / "deep").mkdir()
+    (directory / "deep" / "image").write_bytes(bytes(3 << 20) + b"data" + bytes(3 << 20))
+    (directory / "small").write_bytes(b"0123456789")
+    (directory / "link").symlink_to("nowhere")
+
+
+def _flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0x10
+    times = path.stat()
+    path.write_bytes(data)
+    # As a disk does it, which tells nobody.
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "a bit": lambda path: _flip(path / "small"),
+    "a bit in a hole": lambda path: _flip(path / "deep" / "image"),
+    "an end": lambda path: os.truncate(path / "small", 9),
+    "an end of a hole": lambda path: os.truncate(path / "deep" / "image", 4 << 20),
+    "a file": lambda path: (path / "small").unlink(),
+    "the key": lambda path: (path / "key.json").write_text("{"),
+    "all of the key": lambda path: os.truncate(path / "key.json", 0),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_an_entry_that_is_damaged_is_made_again_and_it_is_said(store: Store, name: str) -> None:
+    entry = store.entry("kernel", {"k": 1}, _fill_much)
+    DAMAGES[name](entry)
+    said: list[str] = []
+    later = Store(store.root, warn=said.append)
+    assert later.find("kernel", {"k": 1}) is None
+    assert later.entry("kernel", {"k": 1}, _fill_much) == entry
+    assert (entry / "small").read_bytes() == b"0123456789"
+    (told,) = said
+    assert str(entry) in told
+    assert "is damaged" in told
+    assert Store(store.root, warn=pytest.fail).find("kernel", {"k": 1}) == entry
+
+
+def test_an_entry_is_looked_at_once_in_a_process(store: Store) -> None:
+    entry = store.entry("kernel", {"k": 1}, _fill)
+    later = Store(store.root, warn=pytest.fail)
+    assert later.find("kernel", {"k": 1})
+    (entry / "file").write_text("changed meanwhile")
+    assert later.find("kernel", {"k": 1})
+
+
+def test_where_a_file_has_holes_does_not_matter(store: Store) -> None:
+    entry = store.entry("kernel", {"k": 1}, _fill_much)
+    image = entry / "deep" / "image"
+    whole = image.read_bytes()
+    with image.open("r+b") as file:
+        file.truncate(0)
+        file.truncate(len(whole))
+        file.seek(3 << 20)
+        file.write(b"data")
+    assert image.stat().st_blocks * 512 < len(whole)
+    assert Store(store.root, warn=pytest.fail).find("kernel", {"k": 1}) == entry
+
+
+def test_an_entry_from_before_there_were_checksums_is_taken(store: Store) -> None:
+    entry = store.entry("kernel", {"k": 1}, _fill)
+    (entry / "key.json").write_text('{"kind": "kernel", "key": {"k": 1}}')
+    assert Store(store.root, warn=pytest.fail).find("kernel", {"k": 1}) == entry

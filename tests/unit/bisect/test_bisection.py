@@ -342,7 +342,7 @@ LEAK = frozenset({Kind(LEAKY, "tdp", "references")})
 def test_results_are_read_and_the_exit_code_is_not(tmp_path: Path) -> None:
     question = Question(tmp_path, "g", "b")
     program = (
-        'for last; do :; done\nwhere=${last#--results=}\nmkdir "$where/20260101T000000Z-0"\n'
+        'where=${2#--results=}\nmkdir "$where/20260101T000000Z-0"\n'
         'ln -s 20260101T000000Z-0 "$where/latest"\n'
         'echo "{\\"argv\\": \\"$*\\"}" >"$where/latest/results.json"\nexit 1\n'
     )
@@ -351,7 +351,9 @@ def test_results_are_read_and_the_exit_code_is_not(tmp_path: Path) -> None:
         where, document = run(tmp_path, [], LEAK, tmp_path / "results" / "1")
         assert where.name == "20260101T000000Z-0"
         assert document is not None
-        assert document["argv"].startswith(f"check --ci --kernel={tmp_path} --accel=auto")
+        results = tmp_path / "results" / "1"
+        begins = f"check --results={results} --ci --kernel={tmp_path} --accel=auto"
+        assert document["argv"].startswith(begins)
 
 
 @pytest.mark.parametrize(
@@ -386,14 +388,23 @@ def test_only_the_tests_that_can_show_the_failure_are_run(tmp_path: Path) -> Non
     assert outside[-2:] == ("-k", "fork")
 
 
-def test_the_real_check_says_when_a_tree_is_no_kernel(tmp_path: Path) -> None:
+IDLE = "tests/kvm/test_reclaim.py::test_an_idle_guest_is_swapped_out_whole_and_back[tdp]"
+
+
+@pytest.mark.parametrize(
+    "looked_for", [frozenset(), frozenset({Kind(IDLE, "tdp", "references")})], ids=["all", "narrow"]
+)
+def test_the_real_check_says_when_a_tree_is_no_kernel(
+    tmp_path: Path, looked_for: frozenset[Kind]
+) -> None:
     # The whole way, with everything real but a kernel: a process, its results, what they say.
     (tmp_path / "tree").mkdir()
     question = Question(tmp_path, "g", "b", modes=("tdp",), accelerator="tcg")
     _, document = HarnessChecker(question, Silent())(
-        tmp_path / "tree", [], frozenset(), tmp_path / "results"
+        tmp_path / "tree", [], looked_for, tmp_path / "results"
     )
     assert document is not None
+    assert not looked_for or [test["id"] for test in document["tests"]] == [IDLE]
     finding, reason = interpret(document, frozenset())
     assert finding is Finding.UNTESTABLE
     assert "without a kernel source tree in it" in reason

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -190,6 +191,21 @@ def test_what_a_failed_make_wrote_is_kept(tree: BuildTree, tmp_path: Path) -> No
         raise BuildError("an error in another file")
     _become(tree, source)
     assert (tree.root / "whole.o").exists()
+
+
+def test_what_was_made_before_the_clock_was_set_back_is_not_trusted(
+    tree: BuildTree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = FakeSource(tmp_path / "source", _FILES)
+    _become(tree, source)
+    with tree.being_made():
+        (tree.root / "memory.o").write_text("of the old source")
+    _become(tree, source)
+    assert (tree.root / "memory.o").exists(), "only time tells"
+    now = time.time_ns()
+    monkeypatch.setattr("harness.kernel.tree.time.time_ns", lambda: now - 86_400_000_000_000)
+    _become(tree, source)
+    assert _contents(tree) == _FILES
 
 
 @pytest.mark.parametrize("damage", ["manifest", "half-written", "no source"])

@@ -66,6 +66,7 @@ def test_there_is_one_object_for_each_requested_test(record: RunRecord) -> None:
         "outcome": "missing",
         "mmu": "shadow",
         "backing": "thp",
+        "repetition": 0,
         "started": None,
         "seconds": 0.0,
         "message": "",
