@@ -29,10 +29,10 @@ _RECIPE = 1
 _ASK_SECONDS = 60.0
 _DOWNLOAD_SECONDS = 3600.0
 _LISTS_SECONDS = 600.0
-_WEEK_SECONDS = 7 * 24 * 3600.0
+WEEK_SECONDS = 7 * 24 * 3600.0
 """Lists that are older name packages that the archive may have no more."""
 
-_FRESH_SECONDS = 3600.0
+FRESH_SECONDS = 3600.0
 """How old lists of our own may be before a package that they lack makes us fetch them again."""
 
 _UNPACK_SECONDS = 600.0
@@ -40,6 +40,7 @@ _LONGEST_CHAIN = 4
 """How many metapackages may depend on each other until a kernel comes."""
 
 _KERNEL_PACKAGE = re.compile(r"(?:^|(?<=[\s,|]))(linux-image-[a-z0-9][a-z0-9.+~-]*)")
+_PART = re.compile(r"(?:^|(?<=[\s,]))(linux-(?:base|binary|modules)-[a-z0-9.+~-]+) \(= ([^)]+)\)")
 _UPDATE = "check /etc/apt and the network"
 
 
@@ -63,12 +64,16 @@ class Package:
 class Apt:
     """What apt knows on this machine, and its downloads unpacked in the store.
 
-    ``lists`` is the directory of the machine's package lists, of which only the age is looked at.
+    ``lists`` is the directory of the machine's package lists, of which only the age is looked at;
+    ``home`` is the directory of our own in the store.
     """
 
-    def __init__(self, store: Store, lists: Path = Path("/var/lib/apt/lists")) -> None:
+    def __init__(
+        self, store: Store, lists: Path = Path("/var/lib/apt/lists"), home: str = "apt"
+    ) -> None:
         self._store = store
         self._lists = lists
+        self._home = home
         self._ours = False
 
     def source(self, series: str) -> Package:
@@ -100,6 +105,27 @@ class Apt:
                 return package
             package = self._candidate(following[1], r"linux-image-.*")
         raise SourceError(f"linux-image-{version} leads to no kernel, only to more metapackages.")
+
+    def parts(self, package: Package) -> tuple[Package, ...]:
+        """A kernel's package, and those of the same build that have its image and modules.
+
+        Debian's kernels from 6.19 on are split into several packages. Raises SourceError if apt
+        knows one of them not in that version.
+        """
+        wanted = _PART.findall(package.depends)
+        return (
+            package,
+            *(self._known(functools.partial(self._part, package, *one)) for one in wanted),
+        )
+
+    def _part(self, whole: Package, name: str, version: str) -> Package:
+        part = self._candidate(name, r"linux-(?:base|binary|modules)-.*")
+        if part.version != version:
+            raise SourceError(
+                f"{whole.title} belongs to {name} {version}, but apt knows that in version "
+                f"{part.version}; {_UPDATE}."
+            )
+        return part
 
     def unpacked(self, package: Package, progress: Progress) -> Path:
         """The store entry with the package's files, downloaded and verified if it is new.
@@ -155,33 +181,35 @@ class Apt:
 
     def _known(self, find: Callable[[], Package]) -> Package:
         """What ``find`` finds in the machine's lists, or else in lists of our own."""
-        if not self._ours and _age(self._lists.glob("*Packages*")) > _WEEK_SECONDS:
-            self._fetch_lists(_WEEK_SECONDS)
+        if not self._ours and _age(self._lists.glob("*Packages*")) > WEEK_SECONDS:
+            self._fetch_lists(WEEK_SECONDS)
         try:
             return find()
         except (SourceError, MachineUnfitError):
-            if not self._fetch_lists(_FRESH_SECONDS):
+            if not self._fetch_lists(FRESH_SECONDS):
                 raise
         return find()
 
     def _fetch_lists(self, oldest: float) -> bool:
         """Use lists of our own from now on, fetched if they are older; whether that is news."""
         fetched = False
-        with self._store.lock("apt-lists"):
-            lists = self._store.directory("apt/lists")
+        with self._store.lock(f"{self._home}-lists"):
+            lists = self._store.directory(f"{self._home}/lists")
             mark = lists / "fetched"
             if _age([mark]) > oldest:
                 (lists / "partial").mkdir(exist_ok=True)
-                # As root, apt would fetch as its own user, who may not write to our cache.
-                argv = ["apt-get", *self._options(ours=True), "-o", "APT::Sandbox::User=root"]
-                fetched = (
-                    self._run([*argv, "-q", "update"], _LISTS_SECONDS, check=False).status == 0
-                )
+                fetched = self._update().status == 0
                 if fetched:
                     mark.touch()
             news = fetched or (mark.exists() and not self._ours)
         self._ours = self._ours or news
         return news
+
+    def _update(self) -> Completed:
+        """Fetch lists of our own; a status of 0 says that they came."""
+        # As root, apt would fetch as its own user, who may not write to our cache.
+        argv = ["apt-get", *self._options(ours=True), "-o", "APT::Sandbox::User=root"]
+        return self._run([*argv, "-q", "update"], _LISTS_SECONDS, check=False)
 
     def _candidate(self, name: str, alike: str) -> Package:
         """The version of a package that apt would install."""
@@ -259,8 +287,8 @@ class Apt:
         # apt's own cache file is switched off in containers and cannot be written by plain users;
         # with one of ours an answer takes 0.2 s instead of 0.7 s. apt renews it when it must.
         ours = self._ours if ours is None else ours
-        directory = self._store.directory("apt")
-        lists = self._store.directory("apt/lists")
+        directory = self._store.directory(self._home)
+        lists = self._store.directory(f"{self._home}/lists")
         caches = directory / "ours" if ours else directory
         caches.mkdir(exist_ok=True)
         settings = [
