@@ -81,6 +81,10 @@ class Apt:
         name = f"linux-source-{series}"
         return self._known(lambda: self._candidate(name, r"linux-source-[0-9.]+"))
 
+    def package(self, name: str) -> Package:
+        """The package of this very name; raises SourceError if apt does not know it."""
+        return self._known(lambda: self._candidate(name, re.escape(name)))
+
     def image(self, version: str) -> Package:
         """The package with the kernel that ``deb:linux-image-version`` means.
 

@@ -21,6 +21,8 @@ _KINDS = {
     "debian": "package",
     "download": "download",
     "claims": "checked claim",
+    "compiler": "cross compiler",
+    "cross": "checked for others",
     "release": "release of a source",
     "modules": "modules disk",
     "root": "host root",
