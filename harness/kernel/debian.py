@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import hashlib
 import math
+import os
 import re
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -20,6 +21,7 @@ from pathlib import Path
 from harness.command import Completed, require, run
 from harness.deadline import Deadline
 from harness.errors import InfrastructureError, MachineUnfitError, SourceError
+from harness.kernel.answers import Answers
 from harness.progress import Progress
 from harness.store import Store
 
@@ -38,6 +40,12 @@ FRESH_SECONDS = 3600.0
 _UNPACK_SECONDS = 600.0
 _LONGEST_CHAIN = 4
 """How many metapackages may depend on each other until a kernel comes."""
+
+_CONFIGURATION = (
+    *(Path("/etc/apt") / name for name in ("", "sources.list.d", "preferences.d", "apt.conf.d")),
+    Path("/var/lib/dpkg/status"),
+)
+"""What apt's answers depend on, besides its lists."""
 
 _KERNEL_PACKAGE = re.compile(r"(?:^|(?<=[\s,|]))(linux-image-[a-z0-9][a-z0-9.+~-]*)")
 _PART = re.compile(r"(?:^|(?<=[\s,]))(linux-(?:base|binary|modules)-[a-z0-9.+~-]+) \(= ([^)]+)\)")
@@ -262,15 +270,13 @@ class Apt:
         return sorted(found, key=lambda package: versions.index(package.version), reverse=True)
 
     def _names(self, prefix: str) -> list[str]:
-        argv = ["apt-cache", *self._options(), "pkgnames", prefix]
-        return sorted(self._run(argv, _ASK_SECONDS).stdout.split())
+        return sorted(self._ask("pkgnames", prefix).split())
 
     def _records(self, names: Sequence[str]) -> list[Package]:
         """The candidates of the packages; what apt does not know, or cannot fetch, is left out."""
         if not names:
             return []
-        argv = ["apt-cache", *self._options(), "show", "--no-all-versions", *names]
-        told = self._run(argv, _ASK_SECONDS, check=False).stdout
+        told = self._ask("show", "--no-all-versions", *names)
         records = [_fields(record) for record in told.split("\n\n") if record.strip()]
         # apt takes a name that it does not know for a regular expression, and answers for all
         # that match. An installed package that the lists have not has no checksum.
@@ -279,6 +285,16 @@ class Apt:
             for fields in records
             if fields.get("Package") in names and "SHA256" in fields
         ]
+
+    def _ask(self, *words: str) -> str:
+        """What apt-cache says, remembered while lists and configuration are the same."""
+        lists = self._store.directory(f"{self._home}/lists") if self._ours else self._lists
+        remembered = Answers(
+            self._store.directory(self._home) / f"{'ours' if self._ours else 'machine'}.json",
+            (lists, *_CONFIGURATION, Path(os.environ.get("APT_CONFIG", "/etc/apt/apt.conf"))),
+        )
+        argv = ["apt-cache", *self._options(), *words]
+        return remembered.ask(argv, lambda: self._run(argv, _ASK_SECONDS, check=False).stdout)
 
     def _require_lists(self) -> None:
         argv = ["apt-get", *self._options(), "indextargets", "Created-By: Packages"]

@@ -84,7 +84,7 @@ class SuiteApt(Apt):
             raise SourceError(f"In the suite {self._suite}: {error}") from error
 
     def _suites(self) -> set[str]:
-        told = self._run(["apt-cache", *self._options(), "policy"], _SECONDS).stdout
+        told = self._ask("policy")
         found = re.findall(r"^\s+release (.*)", told, re.M)
         fields = [field.partition("=") for line in found for field in line.split(",")]
         return {value for key, _, value in fields if key in ("a", "n") and value != "now"}
