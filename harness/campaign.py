@@ -18,7 +18,7 @@ from pathlib import Path
 from harness import kill_matrix
 from harness.catalogue import CATALOGUE, Entry, entry, expression, matches
 from harness.command import run_logged
-from harness.control import ControlSeries, all_controls, find_control
+from harness.control import ControlSeries, all_controls, split
 from harness.deadline import Deadline
 from harness.errors import ExitCode, UsageError
 from harness.kernel import reference
@@ -62,7 +62,7 @@ class Campaign:
         Raises UsageError for unknown names, and KernelUntestableError when the controls cannot be
         built into this kernel. What was done before an interrupt is written, too.
         """
-        series, entries = chosen(self._plan)
+        series, entries = chosen(self._plan, self._store, self._progress)
         accelerator = choose(self._plan.accelerator)
         wish = Wish(self._plan.kernel, series.patches, jobs=self._plan.jobs)
         make_kernel(wish, self._store, self._progress)
@@ -139,15 +139,17 @@ class Campaign:
         return read_run(directory / "latest", done.status, done.seconds)
 
 
-def chosen(plan: Plan) -> tuple[ControlSeries, tuple[Entry, ...]]:
+def chosen(plan: Plan, store: Store, progress: Progress) -> tuple[ControlSeries, tuple[Entry, ...]]:
     """The patch series for the plan's kernel, and the entries of the controls that it names.
 
     Raises UsageError for a name that is unknown or that no scenario is known for.
     """
     kernel = reference.parse(plan.kernel)
-    series = all_controls(kernel)
     for name in plan.names:
-        find_control(name, kernel)  # raises with the list of known ones
+        split(name)  # raises with the list of known ones
+    series = all_controls(kernel, store, progress)
+    for name in plan.names:
+        series.control(name)
         if entry(name) is None:
             raise UsageError(
                 f"No scenario is known that should see the control {name}; add it to the catalogue."

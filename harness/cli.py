@@ -27,6 +27,7 @@ from harness.guest.probe import probe_guest
 from harness.guest.session import session
 from harness.janitor import Janitor
 from harness.kernel import reference
+from harness.kernel.architecture import ARCHITECTURES, named
 from harness.kernel.claims import Claims
 from harness.kernel.claims import table as claims_table
 from harness.kernel.hunks import Status
@@ -34,6 +35,8 @@ from harness.kernel.inventory import inventory, remove, size_text, table, to_rem
 from harness.kernel.landmarks import release_of
 from harness.kernel.origin import source_of
 from harness.kernel.patches import described, try_out
+from harness.kernel.portability import Portability
+from harness.kernel.portability import table as portability_table
 from harness.kernel.series import STDIN, read_series, with_stdin
 from harness.machine import mmu
 from harness.machine.boot import boot as boot_host
@@ -209,6 +212,30 @@ def kconfig(kernel: str, patches: Sequence[str], jobs: int | None, no_build: boo
     display.show_rows(claims_table(findings), display.console(sys.stdout))
     wrong = any(finding.problems for finding in findings)
     click.echo("The claims do not hold." if wrong else "The claims hold.")
+    return ExitCode.FAIL if wrong else ExitCode.PASS
+
+
+@command.command()
+@KERNEL
+@PATCH
+@click.option("--arch", "names", metavar="NAME", multiple=True,
+              help=f"{', '.join(one.name for one in ARCHITECTURES)}; may be repeated. "
+              "Default: all.")  # fmt: skip
+@JOBS
+def cross(kernel: str, patches: Sequence[str], names: Sequence[str], jobs: int | None) -> int:
+    """Compile what MMU notifiers touch for other architectures: mm/, fork and KVM.
+
+    With KVM and with no user of notifiers. Compilers that are missing are fetched, without root.
+    """
+    wanted = tuple(dict.fromkeys(map(named, names))) or ARCHITECTURES
+    with _opened() as (_, store, progress):
+        series = read_series(_patches(patches, store))
+        source = source_of(reference.parse(kernel), store, progress)
+        portability = Portability(source, series, store, progress, jobs or os.cpu_count() or 1)
+        found = portability.check(wanted)
+    display.show_rows(portability_table(found), display.console(sys.stdout))
+    wrong = any(one.problems for one in found)
+    click.echo("It does not compile everywhere." if wrong else "It compiles everywhere.")
     return ExitCode.FAIL if wrong else ExitCode.PASS
 
 

@@ -32,7 +32,7 @@ def compared(
     ``directory`` is private to the run. Raises as make_parts does, and BootError when the control
     does not come on.
     """
-    series = all_controls(reference.parse(wish.kernel))
+    series = all_controls(reference.parse(wish.kernel), store, progress)
     # The same build twice: the patches are in both, and the control is one word more at boot.
     good = dataclasses.replace(wish, patches=(*series.patches, *wish.patches))
     broken = dataclasses.replace(wish, control=BEFORE)

@@ -12,14 +12,17 @@ import re
 from pathlib import Path
 
 import harness
-from harness.errors import PatchError, UsageError
-from harness.kernel.reference import DebianSource, KernelReference, SourceTree
+from harness.errors import PatchError, SourceError, UsageError
+from harness.kernel.origin import release_of_source
+from harness.kernel.reference import DebianSource, KernelReference
+from harness.progress import Progress
+from harness.store import Store
 
 _CONTROLS = Path(harness.__file__).resolve().parent.parent / "patches" / "controls"
 _NAME = re.compile(r'^\+\s*\[MMU_CONTROL_\w+\] = "([a-z0-9-]+)",$', re.MULTILINE)
 _GIVEN = re.compile(r"([^,]+)(?:,([0-9]+))?")
 _RANGE = re.compile(r"^# kernels: \[(\d+)\.(\d+), (\d+)\.(\d+)\)$", re.MULTILINE)
-_MAKEFILE = re.compile(r"^(VERSION|PATCHLEVEL)\s*=\s*(\d+)\s*$", re.MULTILINE)
+_RELEASE = re.compile(r"(\d+)\.(\d+)(?!\d)")
 
 Version = tuple[int, int]
 
@@ -59,47 +62,53 @@ class _Series:
 
 @dataclasses.dataclass(frozen=True)
 class ControlSeries:
-    """All controls for one kernel: the patches, and the names in the order of the series."""
+    """All controls for kernels of one version: the patches, and the names in their order."""
 
+    version: Version
     patches: tuple[Path, ...]
     names: tuple[str, ...]
 
+    def control(self, text: str) -> Control:
+        """The control that ``text`` means; raises as find_control() does."""
+        name, number = split(text)
+        if name not in self.names:
+            raise _absent(f"There is no control {name}", self.version)
+        return Control(name, self.patches, number)
 
-def find_control(text: str, reference: KernelReference) -> Control:
+
+def find_control(
+    text: str, reference: KernelReference, store: Store, progress: Progress
+) -> Control:
     """The control that ``text`` means, ``NAME`` or ``NAME,NUMBER``, for a kernel.
 
-    Raises UsageError for a name that no series has, or for a kernel that is built already, and
-    PatchError when there is no series for kernels of this version.
+    Raises UsageError for a name that no series has, or for a kernel that is built already,
+    PatchError when there is no series for kernels of this version, and what source_of() raises.
     """
+    split(text)  # a wrong name is told before a source is looked at, which may take a while
+    return all_controls(reference, store, progress).control(text)
+
+
+def all_controls(reference: KernelReference, store: Store, progress: Progress) -> ControlSeries:
+    """Every control for a kernel; raises as find_control() does."""
+    version = _version(reference, store, progress)
+    for series in _all_series():
+        if series.first <= version < series.until:
+            return ControlSeries(version, series.patches, series.names)
+    raise _absent("There are no controls", version)
+
+
+def split(text: str) -> tuple[str, int | None]:
+    """The name and the number in ``text``; raises UsageError for a name that no series has."""
     known = sorted({known for series in _all_series() for known in series.names})
     given = _GIVEN.fullmatch(text)
     if given is None or given[1] not in known:
         raise UsageError(f"There is no control {text!r}; choose one of {', '.join(known)}.")
-    name, number = given.groups()
-    series = _series_for(reference)
-    if series is None or name not in series.names:
-        raise _absent(f"There is no control {name}", reference)
-    return Control(name, series.patches, None if number is None else int(number))
+    return given[1], None if given[2] is None else int(given[2])
 
 
-def all_controls(reference: KernelReference) -> ControlSeries:
-    """Every control for a kernel; raises as find_control does."""
-    series = _series_for(reference)
-    if series is None:
-        raise _absent("There are no controls", reference)
-    return ControlSeries(series.patches, series.names)
-
-
-def _series_for(reference: KernelReference) -> _Series | None:
-    version = _version(reference)
-    return next(
-        (series for series in _all_series() if series.first <= version < series.until), None
-    )
-
-
-def _absent(what: str, reference: KernelReference) -> PatchError:
-    version = ".".join(map(str, _version(reference)))
-    return PatchError(f"{what} for kernels of version {version}; add a series below {_CONTROLS}.")
+def _absent(what: str, version: Version) -> PatchError:
+    number = ".".join(map(str, version))
+    return PatchError(f"{what} for kernels of version {number}; add a series below {_CONTROLS}.")
 
 
 def _all_series() -> list[_Series]:
@@ -118,14 +127,16 @@ def _read(series: Path) -> _Series:
     return _Series(patches, (a, b), (c, d), names)
 
 
-def _version(reference: KernelReference) -> Version:
+def _version(reference: KernelReference, store: Store, progress: Progress) -> Version:
     if isinstance(reference, DebianSource):
-        major, minor = (int(part) for part in reference.version.split(".")[:2])
-        return major, minor
-    if isinstance(reference, SourceTree):
-        numbers = dict(_MAKEFILE.findall((reference.path / "Makefile").read_text()))
-        return int(numbers["VERSION"]), int(numbers["PATCHLEVEL"])
-    raise UsageError(
-        f"A control needs kernel source to be built from, but {reference.text} is built already; "
-        "give a source tree or deb:linux-source-V."
-    )
+        # The package's name says it, before anything is fetched.
+        release = reference.version
+    else:
+        release = release_of_source(reference, store, progress)
+    numbers = _RELEASE.match(release)
+    if numbers is None:
+        raise SourceError(
+            f"The Makefile of {reference.text} names no version (VERSION and PATCHLEVEL), so "
+            "nothing tells which controls are for it."
+        )
+    return int(numbers[1]), int(numbers[2])

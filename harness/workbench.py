@@ -120,7 +120,7 @@ class Parts:
 def make_kernel(wish: Wish, store: Store, progress: Progress) -> tuple[Kernel, Control | None]:
     """The kernel of a wish, with the patches of its control below the user's."""
     ref = reference.parse(wish.kernel)
-    control = find_control(wish.control, ref) if wish.control else None
+    control = find_control(wish.control, ref, store, progress) if wish.control else None
     series = control.patches if control else ()
     patches = (*series, *wish.patches)
     kernel = obtain(

@@ -193,7 +193,9 @@ class Claims:
         names = (line.split()[-1] for line in (root / "System.map").read_text().splitlines())
         return {
             "symbols": sorted({name for name in names if _NOTIFIER.search(name)}),
-            "calls": {path: _references(root / path) for path in _PATHS if (root / path).exists()},
+            "calls": {
+                path: notifiers_called(root / path) for path in _PATHS if (root / path).exists()
+            },
         }
 
 
@@ -254,15 +256,15 @@ def _chain(known: KconfigTree, target: str) -> tuple[str, ...] | None:
     return None
 
 
-def _references(path: Path) -> list[str]:
+def notifiers_called(path: Path, nm: str = "nm", env: Mapping[str, str] | None = None) -> list[str]:
     """The symbols of MMU notifiers that an object leaves to be found elsewhere."""
     argv: list[str | Path] = [
-        require("nm", "binutils"),
+        require(nm, "binutils"),
         "--undefined-only",
         "--format=just-symbols",
         path,
     ]
-    told = run(argv, Deadline.after(_NM_SECONDS, f"nm {path.name}"))
+    told = run(argv, Deadline.after(_NM_SECONDS, f"nm {path.name}"), env=env)
     return sorted(name for name in told.stdout.split() if _NOTIFIER.search(name))
 
 

@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import hashlib
 import math
+import os
 import re
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -20,6 +21,7 @@ from pathlib import Path
 from harness.command import Completed, require, run
 from harness.deadline import Deadline
 from harness.errors import InfrastructureError, MachineUnfitError, SourceError
+from harness.kernel.answers import Answers
 from harness.progress import Progress
 from harness.store import Store
 
@@ -29,17 +31,24 @@ _RECIPE = 1
 _ASK_SECONDS = 60.0
 _DOWNLOAD_SECONDS = 3600.0
 _LISTS_SECONDS = 600.0
-_WEEK_SECONDS = 7 * 24 * 3600.0
+WEEK_SECONDS = 7 * 24 * 3600.0
 """Lists that are older name packages that the archive may have no more."""
 
-_FRESH_SECONDS = 3600.0
+FRESH_SECONDS = 3600.0
 """How old lists of our own may be before a package that they lack makes us fetch them again."""
 
 _UNPACK_SECONDS = 600.0
 _LONGEST_CHAIN = 4
 """How many metapackages may depend on each other until a kernel comes."""
 
+_CONFIGURATION = (
+    *(Path("/etc/apt") / name for name in ("", "sources.list.d", "preferences.d", "apt.conf.d")),
+    Path("/var/lib/dpkg/status"),
+)
+"""What apt's answers depend on, besides its lists."""
+
 _KERNEL_PACKAGE = re.compile(r"(?:^|(?<=[\s,|]))(linux-image-[a-z0-9][a-z0-9.+~-]*)")
+_PART = re.compile(r"(?:^|(?<=[\s,]))(linux-(?:base|binary|modules)-[a-z0-9.+~-]+) \(= ([^)]+)\)")
 _UPDATE = "check /etc/apt and the network"
 
 
@@ -63,18 +72,26 @@ class Package:
 class Apt:
     """What apt knows on this machine, and its downloads unpacked in the store.
 
-    ``lists`` is the directory of the machine's package lists, of which only the age is looked at.
+    ``lists`` is the directory of the machine's package lists, of which only the age is looked at;
+    ``home`` is the directory of our own in the store.
     """
 
-    def __init__(self, store: Store, lists: Path = Path("/var/lib/apt/lists")) -> None:
+    def __init__(
+        self, store: Store, lists: Path = Path("/var/lib/apt/lists"), home: str = "apt"
+    ) -> None:
         self._store = store
         self._lists = lists
+        self._home = home
         self._ours = False
 
     def source(self, series: str) -> Package:
         """The package linux-source-``series``; raises SourceError if apt does not know it."""
         name = f"linux-source-{series}"
         return self._known(lambda: self._candidate(name, r"linux-source-[0-9.]+"))
+
+    def package(self, name: str) -> Package:
+        """The package of this very name; raises SourceError if apt does not know it."""
+        return self._known(lambda: self._candidate(name, re.escape(name)))
 
     def image(self, version: str) -> Package:
         """The package with the kernel that ``deb:linux-image-version`` means.
@@ -100,6 +117,27 @@ class Apt:
                 return package
             package = self._candidate(following[1], r"linux-image-.*")
         raise SourceError(f"linux-image-{version} leads to no kernel, only to more metapackages.")
+
+    def parts(self, package: Package) -> tuple[Package, ...]:
+        """A kernel's package, and those of the same build that have its image and modules.
+
+        Debian's kernels from 6.19 on are split into several packages. Raises SourceError if apt
+        knows one of them not in that version.
+        """
+        wanted = _PART.findall(package.depends)
+        return (
+            package,
+            *(self._known(functools.partial(self._part, package, *one)) for one in wanted),
+        )
+
+    def _part(self, whole: Package, name: str, version: str) -> Package:
+        part = self._candidate(name, r"linux-(?:base|binary|modules)-.*")
+        if part.version != version:
+            raise SourceError(
+                f"{whole.title} belongs to {name} {version}, but apt knows that in version "
+                f"{part.version}; {_UPDATE}."
+            )
+        return part
 
     def unpacked(self, package: Package, progress: Progress) -> Path:
         """The store entry with the package's files, downloaded and verified if it is new.
@@ -155,33 +193,35 @@ class Apt:
 
     def _known(self, find: Callable[[], Package]) -> Package:
         """What ``find`` finds in the machine's lists, or else in lists of our own."""
-        if not self._ours and _age(self._lists.glob("*Packages*")) > _WEEK_SECONDS:
-            self._fetch_lists(_WEEK_SECONDS)
+        if not self._ours and _age(self._lists.glob("*Packages*")) > WEEK_SECONDS:
+            self._fetch_lists(WEEK_SECONDS)
         try:
             return find()
         except (SourceError, MachineUnfitError):
-            if not self._fetch_lists(_FRESH_SECONDS):
+            if not self._fetch_lists(FRESH_SECONDS):
                 raise
         return find()
 
     def _fetch_lists(self, oldest: float) -> bool:
         """Use lists of our own from now on, fetched if they are older; whether that is news."""
         fetched = False
-        with self._store.lock("apt-lists"):
-            lists = self._store.directory("apt/lists")
+        with self._store.lock(f"{self._home}-lists"):
+            lists = self._store.directory(f"{self._home}/lists")
             mark = lists / "fetched"
             if _age([mark]) > oldest:
                 (lists / "partial").mkdir(exist_ok=True)
-                # As root, apt would fetch as its own user, who may not write to our cache.
-                argv = ["apt-get", *self._options(ours=True), "-o", "APT::Sandbox::User=root"]
-                fetched = (
-                    self._run([*argv, "-q", "update"], _LISTS_SECONDS, check=False).status == 0
-                )
+                fetched = self._update().status == 0
                 if fetched:
                     mark.touch()
             news = fetched or (mark.exists() and not self._ours)
         self._ours = self._ours or news
         return news
+
+    def _update(self) -> Completed:
+        """Fetch lists of our own; a status of 0 says that they came."""
+        # As root, apt would fetch as its own user, who may not write to our cache.
+        argv = ["apt-get", *self._options(ours=True), "-o", "APT::Sandbox::User=root"]
+        return self._run([*argv, "-q", "update"], _LISTS_SECONDS, check=False)
 
     def _candidate(self, name: str, alike: str) -> Package:
         """The version of a package that apt would install."""
@@ -230,15 +270,13 @@ class Apt:
         return sorted(found, key=lambda package: versions.index(package.version), reverse=True)
 
     def _names(self, prefix: str) -> list[str]:
-        argv = ["apt-cache", *self._options(), "pkgnames", prefix]
-        return sorted(self._run(argv, _ASK_SECONDS).stdout.split())
+        return sorted(self._ask("pkgnames", prefix).split())
 
     def _records(self, names: Sequence[str]) -> list[Package]:
         """The candidates of the packages; what apt does not know, or cannot fetch, is left out."""
         if not names:
             return []
-        argv = ["apt-cache", *self._options(), "show", "--no-all-versions", *names]
-        told = self._run(argv, _ASK_SECONDS, check=False).stdout
+        told = self._ask("show", "--no-all-versions", *names)
         records = [_fields(record) for record in told.split("\n\n") if record.strip()]
         # apt takes a name that it does not know for a regular expression, and answers for all
         # that match. An installed package that the lists have not has no checksum.
@@ -247,6 +285,16 @@ class Apt:
             for fields in records
             if fields.get("Package") in names and "SHA256" in fields
         ]
+
+    def _ask(self, *words: str) -> str:
+        """What apt-cache says, remembered while lists and configuration are the same."""
+        lists = self._store.directory(f"{self._home}/lists") if self._ours else self._lists
+        remembered = Answers(
+            self._store.directory(self._home) / f"{'ours' if self._ours else 'machine'}.json",
+            (lists, *_CONFIGURATION, Path(os.environ.get("APT_CONFIG", "/etc/apt/apt.conf"))),
+        )
+        argv = ["apt-cache", *self._options(), *words]
+        return remembered.ask(argv, lambda: self._run(argv, _ASK_SECONDS, check=False).stdout)
 
     def _require_lists(self) -> None:
         argv = ["apt-get", *self._options(), "indextargets", "Created-By: Packages"]
@@ -259,8 +307,8 @@ class Apt:
         # apt's own cache file is switched off in containers and cannot be written by plain users;
         # with one of ours an answer takes 0.2 s instead of 0.7 s. apt renews it when it must.
         ours = self._ours if ours is None else ours
-        directory = self._store.directory("apt")
-        lists = self._store.directory("apt/lists")
+        directory = self._store.directory(self._home)
+        lists = self._store.directory(f"{self._home}/lists")
         caches = directory / "ours" if ours else directory
         caches.mkdir(exist_ok=True)
         settings = [

@@ -21,6 +21,9 @@ _KINDS = {
     "debian": "package",
     "download": "download",
     "claims": "checked claim",
+    "compiler": "cross compiler",
+    "cross": "checked for others",
+    "release": "release of a source",
     "modules": "modules disk",
     "root": "host root",
     "host": "host image",
@@ -134,6 +137,8 @@ def _title(kind: str, path: Path) -> str:
         if kind == "kernel":
             return read_header(path / "bzImage").release
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        if kind == "release":
+            return (path / "release").read_text()
         key = json.loads((path / "key.json").read_text())["key"]
         words = [key.get(name) for name in ("package", "version", "name", "what")]
         return " ".join(str(word) for word in words if word)

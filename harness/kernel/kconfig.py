@@ -24,17 +24,25 @@ def check(tree: Path, requests: Sequence[Request], progress: Progress) -> None:
     require_kvm(check_kept(tree, requests, progress), "The requested configuration")
 
 
-def check_kept(tree: Path, requests: Sequence[Request], progress: Progress) -> dict[str, str]:
+def check_kept(
+    tree: Path,
+    requests: Sequence[Request],
+    progress: Progress,
+    *,
+    objects: Path | None = None,
+    architecture: str = "x86",
+) -> dict[str, str]:
     """The configuration in ``tree``/.config, if it kept what was requested.
 
+    ``objects`` is where .config is if not in the tree; ``architecture`` a directory below arch/.
     Raises KconfigError that names every symbol which does not exist in this tree or was dropped,
     with its fragment and line, and the dependency that dropped it. Optional ones are noted.
     """
-    config = read_config(tree / ".config")
+    config = read_config((objects or tree) / ".config")
     unmet = [request for request in requests if not request.satisfied_by(config)]
     if unmet:
         # Reading all Kconfig files takes about a second, so only when there is something to say.
-        kconfig = KconfigTree(tree)
+        kconfig = KconfigTree(tree, architecture)
         told = [(request, explain(request, kconfig, config)) for request in unmet]
         for request, reason in told:
             if request.optional:

@@ -14,7 +14,6 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-_ARCHITECTURE = "x86"
 _TYPES = ("bool", "tristate", "string", "int", "hex", "def_bool", "def_tristate")
 # "if-success := ..." in scripts/Kconfig.include defines a macro and opens no block.
 _KEYWORD = re.compile(r"\s*([a-z_]+)(?![\w-])\s*(.*)")
@@ -58,10 +57,14 @@ class _Frame:
 
 
 class KconfigTree:
-    """All definitions of a tree: ``definitions`` by symbol, ``selectors`` by the one selected."""
+    """All definitions of a tree: ``definitions`` by symbol, ``selectors`` by the one selected.
 
-    def __init__(self, top: Path) -> None:
+    ``architecture`` is a directory below arch/.
+    """
+
+    def __init__(self, top: Path, architecture: str = "x86") -> None:
         self._top = top
+        self._architecture = architecture
         self.definitions: dict[str, list[Definition]] = {}
         self.selectors: dict[str, list[tuple[str, str]]] = {}
         self._frames: list[_Frame] = []
@@ -97,7 +100,7 @@ class KconfigTree:
                 _attribute(entry, word, rest)
 
     def _source(self, word: str, rest: str, path: Path, seen: set[str]) -> None:
-        target = _text(rest).replace("$(SRCARCH)", _ARCHITECTURE).replace("$SRCARCH", _ARCHITECTURE)
+        target = re.sub(r"\$(\(SRCARCH\)|SRCARCH\b)", self._architecture, _text(rest))
         if "$" in target:
             return
         base = path.parent if word.endswith("rsource") else self._top

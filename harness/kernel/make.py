@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from harness.command import Completed, require, run, run_logged
@@ -70,17 +71,38 @@ _NO_SPACE = "No space left on device"
 
 @dataclasses.dataclass(frozen=True)
 class Toolchain:
-    """What compiles: the versions are part of a kernel's key; ``ccache`` is not."""
+    """What compiles: the versions are part of a kernel's key; the rest is not.
+
+    ``architecture`` is what the kernel's make calls it. ``prefix`` begins the names of the programs
+    of a cross compiler, and ``libraries`` is where they have libraries of their own, or None.
+    """
 
     compiler: str
     linker: str
     ccache: bool
+    architecture: str = "x86_64"
+    prefix: str = ""
+    libraries: Path | None = None
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What the programs need to find their libraries."""
+        if self.libraries is None:
+            return {}
+        others = os.environ.get("LD_LIBRARY_PATH", "")
+        return {"LD_LIBRARY_PATH": f"{self.libraries}{':' if others else ''}{others}"}
 
 
-def toolchain() -> Toolchain:
-    """The compiler of this machine; raises MachineUnfitError where there is none."""
-    compiler, linker = (_version(require(program, _TOOLS[program])) for program in ("gcc", "ld"))
-    return Toolchain(compiler, linker, shutil.which("ccache") is not None)
+def toolchain(
+    architecture: str = "x86_64", prefix: str = "", libraries: Path | None = None
+) -> Toolchain:
+    """The compiler of this machine, or a cross compiler; MachineUnfitError where there is none."""
+    tools = Toolchain("", "", shutil.which("ccache") is not None, architecture, prefix, libraries)
+    compiler, linker = (
+        _version(require(f"{prefix}{program}", _TOOLS[program]), tools.environment)
+        for program in ("gcc", "ld")
+    )
+    return dataclasses.replace(tools, compiler=compiler, linker=linker)
 
 
 def require_tools() -> None:
@@ -99,12 +121,18 @@ def check_path(tree: Path) -> None:
 
 
 class Make:
-    """The kernel's make in one tree, with all output in one log."""
+    """The kernel's make in one tree, with all output in one log.
 
-    def __init__(self, tree: Path, log: Path, tools: Toolchain) -> None:
+    ``objects`` is a directory for all that is made, where that is not to be the tree.
+    """
+
+    def __init__(
+        self, tree: Path, log: Path, tools: Toolchain, objects: Path | None = None
+    ) -> None:
         self._tree = tree
         self._log = log
-        self._ccache = tools.ccache
+        self._tools = tools
+        self._objects = objects
 
     def configure(self, requested: Path) -> None:
         """Make a .config: everything off, except what ``requested`` says and selects."""
@@ -123,9 +151,15 @@ class Make:
         """Build the image and the modules; raises BuildError with the first error and the log."""
         first = not (self._tree / "vmlinux").exists()
         estimate = f" of about {_FIRST_BUILD_STEPS}" if first else ""
+        self.compile(("bzImage", "modules"), jobs, progress, estimate)
+
+    def compile(
+        self, targets: Sequence[str], jobs: int, progress: Progress, estimate: str = ""
+    ) -> None:
+        """Make these targets, as mm/ or kernel/fork.o; raises as build() does."""
         watch = _Watch(lambda count: progress.update(f"{count}{estimate} steps"))
         done = self._run(
-            [f"-j{jobs}", "bzImage", "modules"],
+            [f"-j{jobs}", *targets],
             Deadline.after(_BUILD_SECONDS, "Building the kernel"),
             on_line=watch,
         )
@@ -181,10 +215,13 @@ class Make:
         )
 
     def _variables(self) -> tuple[str, ...]:
-        compiler = ("CC=ccache gcc", "HOSTCC=ccache gcc") if self._ccache else ()
+        prefix = self._tools.prefix
+        compiler = (f"CC=ccache {prefix}gcc", "HOSTCC=ccache gcc") if self._tools.ccache else ()
         # The same source gives the same image: no time, no user, no host, no count of builds.
         return (
-            "ARCH=x86_64",
+            f"ARCH={self._tools.architecture}",
+            *([f"CROSS_COMPILE={prefix}"] if prefix else []),
+            *([f"O={self._objects}"] if self._objects else []),
             "LOCALVERSION=",
             "KBUILD_BUILD_TIMESTAMP=@0",
             "KBUILD_BUILD_USER=mmu-harness",
@@ -196,6 +233,7 @@ class Make:
     def _environment(self) -> dict[str, str]:
         # Build trees of several kernels have different paths, and most of their files in common.
         return {
+            **self._tools.environment,
             "LC_ALL": "C",
             "CCACHE_BASEDIR": str(self._tree),
             "CCACHE_NOHASHDIR": "1",
@@ -235,6 +273,7 @@ class _Watch:
             self._error = self._error or line
 
 
-def _version(program: str) -> str:
+def _version(program: str, environment: Mapping[str, str]) -> str:
     deadline = Deadline.after(30.0, f"{program} --version")
-    return run([program, "--version"], deadline, env={"LC_ALL": "C"}).stdout.partition("\n")[0]
+    told = run([program, "--version"], deadline, env={**environment, "LC_ALL": "C"})
+    return told.stdout.partition("\n")[0]

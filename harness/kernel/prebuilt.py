@@ -36,25 +36,18 @@ def from_package(
     ``vmlinux`` is a file with debug information, as the -dbg package has it. Raises SourceError
     for a package without a kernel or modules, ImageError for a vmlinux of another build.
     """
+    parts = apt.parts(package)
 
     def make(directory: Path) -> None:
-        unpacked = apt.unpacked(package, progress)
-        images = sorted(unpacked.glob("boot/vmlinuz-*"))
-        if len(images) != 1:
-            raise SourceError(f"The package {package.title} holds no kernel image.")
-        release = read_header(images[0]).release
-        shutil.copy(images[0], directory / "bzImage")
-        shutil.copy(unpacked / f"boot/config-{release}", directory / "config")
-        installed = _first(unpacked / "lib/modules", unpacked / "usr/lib/modules")
-        if installed is None or not (installed / release).is_dir():
-            raise SourceError(f"The package {package.title} holds no modules for {release}.")
-        with progress.phase(f"Index the modules of {release}"):
-            copied = directory / "installed"
-            # Both are entries of the store, which nobody changes, so they can share the files.
-            shutil.copytree(installed / release, copied, symlinks=True, copy_function=os.link)
-            modules.take(copied, directory / "modules", release)
+        _assemble(package, [apt.unpacked(part, progress) for part in parts], directory, progress)
 
-    key = {"recipe": _RECIPE, "package": package.title, "sha256": package.sha256}
+    key: dict[str, object] = {
+        "recipe": _RECIPE,
+        "package": package.title,
+        "sha256": package.sha256,
+    }
+    if len(parts) > 1:
+        key["parts"] = [part.sha256 for part in parts]
     entry = store.entry("prebuilt", key, make)
     image, config = entry / "bzImage", entry / "config"
     require_kvm(read_config(config), f"The kernel {package.title}")
@@ -70,6 +63,45 @@ def from_package(
         debug_modules=None if vmlinux is None else _debug_modules([vmlinux.parent], header),
         entry=entry,
     )
+
+
+def _assemble(package: Package, roots: Sequence[Path], directory: Path, progress: Progress) -> None:
+    """Fill a store entry with a kernel whose files lie below ``roots``, where packages put them."""
+    found = [*(root / "boot" for root in roots), *_of_modules(roots, "*")]
+    images = [image for place in found for image in sorted(place.glob("vmlinuz*"))]
+    if len(images) != 1:
+        raise SourceError(f"The package {package.title} holds no kernel image.")
+    release = read_header(images[0]).release
+    installed = _of_modules(roots, release)
+    config = _first(
+        *(root / f"boot/config-{release}" for root in roots),
+        *(place / "config" for place in installed),
+    )
+    if config is None:
+        raise SourceError(f"The package {package.title} holds no configuration of {release}.")
+    if not any((place / "kernel").is_dir() for place in installed):
+        raise SourceError(f"The package {package.title} holds no modules for {release}.")
+    shutil.copy(images[0], directory / "bzImage")
+    shutil.copy(config, directory / "config")
+    with progress.phase(f"Index the modules of {release}"):
+        copied = directory / "installed"
+        for place in installed:
+            # Both are entries of the store, which nobody changes, so they can share the files.
+            shutil.copytree(
+                place,
+                copied,
+                symlinks=True,
+                ignore=shutil.ignore_patterns("vmlinuz", "System.map", "config"),
+                copy_function=os.link,
+                dirs_exist_ok=True,
+            )
+        modules.take(copied, directory / "modules", release)
+
+
+def _of_modules(roots: Sequence[Path], release: str) -> list[Path]:
+    """The directories of modules of a release, or of any (``*``), below ``roots``."""
+    places = (root / prefix / "modules" for root in roots for prefix in ("lib", "usr/lib"))
+    return [path for place in places for path in sorted(place.glob(release)) if path.is_dir()]
 
 
 def from_image(reference: ImageFile, progress: Progress, vmlinux: Path | None = None) -> Kernel:

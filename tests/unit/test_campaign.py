@@ -149,10 +149,12 @@ def test_an_interrupt_leaves_what_was_done(run_plan: Any, tmp_path: Path) -> Non
     assert written["exit_code"] == 130
 
 
-def test_the_controls_of_a_plan_are_in_the_order_of_the_series() -> None:
-    series, entries = chosen(Plan(KERNEL, ("pre-notifier", "sptes-survive-unmap")))
+def test_the_controls_of_a_plan_are_in_the_order_of_the_series(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    plan = Plan(KERNEL, ("pre-notifier", "sptes-survive-unmap"))
+    series, entries = chosen(plan, store, Silent())
     assert [item.name for item in entries] == ["sptes-survive-unmap", "pre-notifier"]
-    assert len(chosen(Plan(KERNEL))[1]) == len(series.names)
+    assert len(chosen(Plan(KERNEL), store, Silent())[1]) == len(series.names)
 
 
 def test_bad_usage_leaves_no_results(run_plan: Any, tmp_path: Path) -> None:
@@ -162,9 +164,11 @@ def test_bad_usage_leaves_no_results(run_plan: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["nonsense", "", "--help"])
-def test_an_unknown_control_is_bad_usage_that_lists_the_known_ones(name: str) -> None:
+def test_an_unknown_control_is_bad_usage_that_lists_the_known_ones(
+    tmp_path: Path, name: str
+) -> None:
     with pytest.raises(UsageError, match=r"choose one of .*pre-notifier"):
-        chosen(Plan(KERNEL, (name,)))
+        chosen(Plan(KERNEL, (name,)), Store(tmp_path), Silent())
 
 
 def test_a_check_that_wrote_nothing_has_its_code_alone(tmp_path: Path) -> None:

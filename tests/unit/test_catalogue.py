@@ -13,6 +13,8 @@ from harness.catalogue import CATALOGUE, Entry, entry, expression, matches
 from harness.control import all_controls
 from harness.kernel.reference import DebianSource
 from harness.machine.mmu import Mmu, parse
+from harness.progress import Silent
+from harness.store import Store
 
 ROOT = Path(__file__).parents[2]
 WORDS = {"and", "or", "not", "tests", "kvm", "parametrize"}
@@ -36,8 +38,9 @@ def suite() -> list[str]:
     return [line for line in done.stdout.splitlines() if "::" in line]
 
 
-def test_the_catalogue_is_that_of_the_default_kernel() -> None:
-    series = all_controls(DebianSource("deb:linux-source-6.12", "6.12"))
+def test_the_catalogue_is_that_of_the_default_kernel(tmp_path: Path) -> None:
+    default = DebianSource("deb:linux-source-6.12", "6.12")
+    series = all_controls(default, Store(tmp_path), Silent())
     assert tuple(item.name for item in CATALOGUE) == series.names
 
 

@@ -33,7 +33,9 @@ from harness.errors import (
     UsageError,
     Violation,
 )
+from harness.kernel.architecture import Architecture
 from harness.kernel.claims import CASES, Claims, Finding, Selection
+from harness.kernel.portability import Compiled, Portability
 from harness.kill_matrix import Matrix, Run, judged
 from harness.machine import mmu
 from harness.store import Store
@@ -97,6 +99,9 @@ def checked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str | None, list[str]
         (["controls", "--mmu", "ept"], "choose one of tdp, tdp-legacy, shadow"),
         (["controls", "--kernel", "deb:linux-image-6.1"], "is built already"),
         (["compare", "--kernel", "deb:linux-image-6.1"], "is built already"),
+        (["cross", "--kernel", "deb:linux-image-6.1"], "is built already"),
+        (["cross", "--arch", "sparc"], "choose arm64, ppc64el"),
+        (["cross", "--arch", ""], "choose arm64, ppc64el"),
         (["compare", "unexpected"], "unexpected extra argument"),
     ],
 )
@@ -502,6 +507,33 @@ def test_claims_that_do_not_hold_are_a_fail(
     assert command("kconfig", "--kernel", str(tree), "--no-build") == code
     assert built == [True, False]
     assert command("kconfig", "--kernel", str(tree / "none")) == 125
+
+
+@pytest.mark.parametrize(("problems", "code", "said"), [
+    ((), 0, "It compiles everywhere."),
+    (("mm/x.c does not",), 1, "It does not compile everywhere."),
+])  # fmt: skip
+def test_code_that_does_not_compile_for_others_is_a_fail(
+    command: Command, tree: Path, capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch, problems: tuple[str, ...], code: int, said: str,
+) -> None:  # fmt: skip
+    asked: list[list[str]] = []
+
+    def check(self: Portability, architectures: Sequence[Architecture]) -> object:
+        asked.append([one.name for one in architectures])
+        objects = {"mm": 2, "kernel/fork.o": 1, "virt/kvm": 0}
+        return (Compiled("arm64", False, "gcc", "n", objects, {}, problems),)
+
+    monkeypatch.setattr(Portability, "check", check)
+    assert command("cross", "--kernel", str(tree)) == code
+    out = capfd.readouterr().out
+    assert said in out
+    assert "no user" in out
+    assert all(problem in out for problem in problems)
+    words = ("--arch", "ppc64el", "--arch", "arm64", "--arch", "ppc64el")
+    assert command("cross", "--kernel", str(tree), *words) == code
+    assert asked == [["arm64", "ppc64el"], ["ppc64el", "arm64"]]
+    assert command("cross", "--kernel", str(tree / "none")) == 125
 
 
 @pytest.mark.parametrize("name", ["patch", "build", "check"])

@@ -5,19 +5,45 @@ from __future__ import annotations
 
 import itertools
 import re
+import subprocess
+import tarfile
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from harness import control
-from harness.control import find_control
-from harness.errors import ExitCode, PatchError, UsageError
-from harness.kernel.reference import DebianImage, DebianSource, ImageFile, SourceTree
+from harness.control import Control
+from harness.errors import ExitCode, PatchError, SourceError, UsageError
+from harness.kernel import origin
+from harness.kernel.reference import (
+    DebianImage,
+    DebianSource,
+    Download,
+    ImageFile,
+    KernelReference,
+    Revision,
+    SourceTree,
+    Tarball,
+)
+from harness.kernel.tarball import TarballSource
+from harness.progress import Silent
+from harness.store import Store
 
 SERIES = sorted(control._CONTROLS.glob("*/series"))
 DECLARED = re.compile(r'^\+\s*\[MMU_CONTROL_\w+\] = "([^"]*)"', re.MULTILINE)
 """More generous than the code's own expression, which must see no less."""
+
+
+Find = Callable[[str, KernelReference], Control]
+
+
+@pytest.fixture
+def find_control(tmp_path: Path) -> Find:
+    """find_control() with a store of the test."""
+    store = Store(tmp_path / "cache")
+    return lambda text, reference: control.find_control(text, reference, store, Silent())
 
 
 def debian(version: str) -> DebianSource:
@@ -29,7 +55,25 @@ def tree(path: Path, version: int, patchlevel: int) -> SourceTree:
     (path / "Makefile").write_text(
         f"# SPDX\nVERSION = {version}\nPATCHLEVEL = {patchlevel}\nSUBLEVEL = 3\nEXTRAVERSION =\n"
     )
+    (path / "Kconfig").write_text("")
+    (path / "arch/x86").mkdir(parents=True, exist_ok=True)
+    (path / "arch/x86/Kconfig").write_text("")
     return SourceTree(str(path), path)
+
+
+def revision(source: SourceTree) -> Revision:
+    """The tree as it is, in a commit."""
+    identity = ("-c", "user.name=x", "-c", "user.email=x@x")
+    for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "x"]):
+        subprocess.run(["git", *identity, *words], cwd=source.path, check=True)
+    return Revision(f"{source.path}@HEAD", source.path, "HEAD")
+
+
+def tarball(source: SourceTree) -> Tarball:
+    path = source.path.with_name("linux.tar")
+    with tarfile.open(path, "w") as tar:
+        tar.add(source.path, "linux")
+    return Tarball(str(path), path)
 
 
 def patch(*names: str) -> str:
@@ -64,17 +108,34 @@ def controls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ],
 )
 def test_a_control_has_the_patches_of_its_kernels_series(
-    controls: Path, tmp_path: Path, version: str, name: str, series: str, files: list[str]
+    controls: Path,
+    tmp_path: Path,
+    find_control: Find,
+    version: str,
+    name: str,
+    series: str,
+    files: list[str],
 ) -> None:
     major, minor = map(int, version.split("."))
-    for reference in (debian(version), tree(tmp_path / "linux", major, minor)):
+    source = tree(tmp_path / "linux", major, minor)
+    for reference in (debian(version), source, revision(source), tarball(source)):
         found = find_control(name, reference)
         assert found.name == name
         assert found.patches == tuple(controls / series / file for file in files)
 
 
 @pytest.mark.usefixtures("controls")
-def test_a_makefile_may_be_written_otherwise(tmp_path: Path) -> None:
+def test_a_tarball_at_an_address_has_controls_too(
+    tmp_path: Path, find_control: Find, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = tarball(tree(tmp_path / "linux", 6, 13))
+    monkeypatch.setattr(origin, "fetch", lambda *_: archive.path)
+    url = "https://example.org/linux.tar"
+    assert find_control("new", Download(f"{url}#sha256=", url, "0" * 64)).patches
+
+
+@pytest.mark.usefixtures("controls")
+def test_a_makefile_may_be_written_otherwise(tmp_path: Path, find_control: Find) -> None:
     # Whatever harness.kernel.reference takes for a kernel tree.
     source = tree(tmp_path / "linux", 6, 12)
     (source.path / "Makefile").write_text("VERSION=6\nPATCHLEVEL\t=\t13 \nSUBLEVEL=0\n")
@@ -89,7 +150,9 @@ def test_a_control_is_one_word_on_the_kernels_command_line() -> None:
 
 @pytest.mark.parametrize("name", ["nope", "", "old,both", "OLD", "--help", "mmu_control=old"])
 @pytest.mark.usefixtures("controls")
-def test_an_unknown_control_is_bad_usage_that_lists_the_known_ones(name: str) -> None:
+def test_an_unknown_control_is_bad_usage_that_lists_the_known_ones(
+    find_control: Find, name: str
+) -> None:
     with pytest.raises(UsageError, match=r"choose one of both, new, old\.$") as caught:
         find_control(name, debian("6.12"))
     assert caught.value.exit_code == ExitCode.USAGE
@@ -102,10 +165,10 @@ def test_an_unknown_control_is_bad_usage_that_lists_the_known_ones(name: str) ->
      ("6.12", "old")],
 )  # fmt: skip
 def test_a_kernel_without_a_series_cannot_be_tested(
-    controls: Path, version: str, name: str
+    controls: Path, find_control: Find, version: str, name: str
 ) -> None:
-    with pytest.raises(PatchError, match=f"no control {name} for kernels of version {version}"
-                       ) as caught:  # fmt: skip
+    told = rf"no control(s| {name}) for kernels of version {re.escape(version)};"
+    with pytest.raises(PatchError, match=told) as caught:
         find_control(name, debian(version))
     assert caught.value.exit_code == ExitCode.UNTESTABLE
     assert str(controls) in str(caught.value), "it says where to add one"
@@ -120,7 +183,7 @@ def test_a_kernel_without_a_series_cannot_be_tested(
 )
 @pytest.mark.usefixtures("controls")
 def test_a_kernel_that_is_built_already_cannot_be_broken(
-    reference: ImageFile | DebianImage,
+    find_control: Find, reference: ImageFile | DebianImage
 ) -> None:
     with pytest.raises(UsageError, match="is built already") as caught:
         find_control("both", reference)
@@ -128,7 +191,41 @@ def test_a_kernel_that_is_built_already_cannot_be_broken(
     assert "deb:linux-source-V" in str(caught.value)
 
 
-def test_a_series_says_for_which_kernels_it_is(controls: Path) -> None:
+@pytest.mark.usefixtures("controls")
+def test_an_unknown_name_is_told_before_a_source_is_looked_at(find_control: Find) -> None:
+    missing = Path("/nowhere/linux.tar")
+    with pytest.raises(UsageError, match="There is no control 'nope'"):
+        find_control("nope", Tarball(str(missing), missing))
+    with pytest.raises(SourceError, match="cannot be read"):
+        find_control("both", Tarball(str(missing), missing))
+
+
+@pytest.mark.usefixtures("controls")
+def test_the_version_of_a_tarball_is_remembered_for_as_long_as_it_is_the_same(
+    tmp_path: Path, find_control: Find, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = tarball(tree(tmp_path / "linux", 6, 13))
+    assert find_control("new", archive).patches
+    with monkeypatch.context() as patched:
+        patched.setattr(TarballSource, "peek", lambda *_: pytest.fail("it is unpacked again"))
+        assert find_control("new", archive).patches
+    tarball(tree(tmp_path / "linux", 6, 6))
+    with pytest.raises(PatchError, match=r"no control new for kernels of version 6\.6"):
+        find_control("new", archive)
+
+
+@pytest.mark.usefixtures("controls")
+@pytest.mark.parametrize("makefile", ["", "VERSION =\nPATCHLEVEL =\n", "all:\n"])
+def test_a_source_that_names_no_version_has_no_controls(
+    tmp_path: Path, find_control: Find, makefile: str
+) -> None:
+    source = tree(tmp_path / "linux", 6, 12)
+    (source.path / "Makefile").write_text(makefile)
+    with pytest.raises(SourceError, match="names no version"):
+        find_control("both", source)
+
+
+def test_a_series_says_for_which_kernels_it_is(controls: Path, find_control: Find) -> None:
     (controls / "6.6" / "series").write_text("1.patch\n")
     with pytest.raises(UsageError, match="does not say for which kernels") as caught:
         find_control("both", debian("6.12"))
@@ -196,6 +293,6 @@ def test_no_two_series_are_for_one_kernel() -> None:
         assert until <= first
 
 
-def test_the_default_kernel_has_every_control() -> None:
+def test_the_default_kernel_has_every_control(find_control: Find) -> None:
     for name in {name for series in SERIES for name in control._read(series).names}:
         assert find_control(name, debian("6.12")).patches

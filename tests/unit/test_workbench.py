@@ -86,7 +86,7 @@ def obtained(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         )
         return KERNEL
 
-    def find_control(name: str, ref: Any) -> Control:
+    def find_control(name: str, ref: Any, *_: Any) -> Control:
         if name != CONTROL.name:
             raise UsageError("There is no such control.")
         return CONTROL

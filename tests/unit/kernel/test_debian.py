@@ -54,7 +54,9 @@ case "$*" in *update)
 esac
 case $1 in
 indextargets) [ -e "$packages/../lists" ] && echo "MetaKey: x"; exit 0;;
--q) echo "$3" >> "$packages/../downloads"; cp "$packages/../archive.deb" ./x.deb;;
+-q) echo "$3" >> "$packages/../downloads"; own="$packages/../${3%%:*}.deb"
+        [ -e "$own" ] || own="$packages/../archive.deb"
+        cp "$own" ./x.deb;;
 esac
 """
 
@@ -78,9 +80,9 @@ class Archive:
             record += f"\nSHA256: {sha256}"
         (self.root / "packages" / f"{name}_{version}").write_text(record + "\n")
 
-    def pack(self, *files: tuple[str, bytes]) -> str:
-        """Make the archive that is downloaded; returns its sha256."""
-        tree = self.root / "deb"
+    def pack(self, *files: tuple[str, bytes], package: str = "archive") -> str:
+        """Make the archive that is downloaded, or that of one package; returns its sha256."""
+        tree = self.root / f"deb-{package}"
         (tree / "DEBIAN").mkdir(parents=True)
         (tree / "DEBIAN/control").write_text(
             "Package: x\nVersion: 1\nArchitecture: amd64\nMaintainer: x <x@x>\nDescription: x\n"
@@ -88,7 +90,7 @@ class Archive:
         for name, data in files:
             (tree / name).parent.mkdir(parents=True, exist_ok=True)
             (tree / name).write_bytes(data)
-        archive = self.root / "archive.deb"
+        archive = self.root / f"{package}.deb"
         subprocess.run(
             ["dpkg-deb", "-Znone", "-b", str(tree), str(archive)], check=True, capture_output=True
         )
@@ -280,11 +282,66 @@ def test_prebuilt_kernel(archive: Archive, prefix: str) -> None:
     assert len(archive.downloads) == 1
 
 
+def _split(archive: Archive, modules_version: str = "7.2.13-1") -> None:
+    """A kernel as Debian packs them from 6.19 on: the image depends on where the files are."""
+    release, version = "7.2.13+deb14-amd64", "7.2.13-1"
+    directory = f"usr/lib/modules/{release}"
+    parts = {
+        "base": ((f"{directory}/config", _CONFIG), (f"{directory}/modules.order", b"")),
+        "binary": ((f"{directory}/vmlinuz", bzimage(release)),),
+        "modules": ((f"{directory}/kernel/x.ko", b""),),
+    }
+    for kind, files in parts.items():
+        name = f"linux-{kind}-{release}"
+        known = modules_version if kind == "modules" else version
+        archive.add(name, known, sha256=archive.pack(*files, package=name))
+    names = [f"linux-{kind}-{release} (= {version})" for kind in parts]
+    archive.add(
+        f"linux-image-{release}",
+        version,
+        ", ".join(["dracut | linux-initramfs-tool", "linux-base (>= 4.3~)", *names]),
+        sha256=archive.pack(("usr/share/doc/x", b""), package=f"linux-image-{release}"),
+    )
+
+
+def test_a_prebuilt_kernel_in_several_packages(archive: Archive) -> None:
+    _split(archive)
+    reference = DebianImage("deb:linux-image-7.2", "7.2")
+    kernel = obtain(reference, [], archive.store, Silent())
+    assert kernel.release == "7.2.13+deb14-amd64"
+    assert kernel.symbol("KVM") == "m"
+    assert kernel.modules is not None
+    assert {path.name for path in (kernel.modules / kernel.release).iterdir()} >= {
+        "kernel",
+        "modules.order",
+        "modules.dep",
+    }
+    assert not (kernel.modules / kernel.release / "vmlinuz").exists(), "a host needs no image"
+    assert len(archive.downloads) == 4
+    assert obtain(reference, [], archive.store, Silent()) == kernel
+    assert len(archive.downloads) == 4
+
+
+def test_parts_of_another_build_are_not_taken(archive: Archive) -> None:
+    _split(archive, modules_version="7.2.14-1")
+    with pytest.raises(SourceError, match=r"linux-modules-\S+ 7\.2\.13-1, but .* version 7\.2\.14"):
+        obtain(DebianImage("deb:linux-image-7.2", "7.2"), [], archive.store, Silent())
+    assert archive.downloads == []
+
+
+def test_a_missing_part_is_named(archive: Archive) -> None:
+    _split(archive)
+    next((archive.root / "packages").glob("linux-modules-*")).unlink()
+    with pytest.raises(SourceError, match="no package linux-modules-7"):
+        obtain(DebianImage("deb:linux-image-7.2", "7.2"), [], archive.store, Silent())
+
+
 @pytest.mark.parametrize(
     ("files", "error", "says"),
     [
         ([("boot/config-1", b"")], SourceError, "holds no kernel image"),
         ([("boot/vmlinuz-1", bzimage("1")), ("boot/config-1", b"")], SourceError, "no modules for"),
+        ([("boot/vmlinuz-1", bzimage("1"))], SourceError, "no configuration of 1"),
         ([("boot/vmlinuz-1", b"x")], ImageError, "truncated"),
     ],
 )
