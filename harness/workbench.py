@@ -41,6 +41,9 @@ _END_SECONDS = 20.0
 _BOOTS = 2
 """How often a host is booted before a failure of our own machinery ends its MMU mode."""
 
+_PMEM_MIB = 64
+"""For guests on DAX: a file system with room for one of 8 MiB."""
+
 _SYSCTL = (
     # Drops sptes whenever it likes, which is a scenario of its own and a disturbance in others.
     ("kernel.numa_balancing", "0"),
@@ -148,6 +151,7 @@ def host_spec(parts: Parts, mode: Mmu) -> HostSpec:
         modules=parts.modules,
         mmu=mode,
         sysctl=_SYSCTL,
+        pmem_mib=_PMEM_MIB,
         parameters=(parts.control.parameter,) if parts.control else (),
     )
 

@@ -146,6 +146,7 @@ def test_a_vmm_describes_itself(ours: vmm.Vmm) -> None:
         "pid": os.getpid(),
         "vm_fd": 3,
         "statistics_fd": 4,
+        "path": "",
         "hva": ours._memory.hva,
         "pages": PAGES,
         "gpa": layout.MEMORY_GPA,
