@@ -8,6 +8,7 @@ memory, too, as a GPU's driver is.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import struct
 from pathlib import Path
@@ -33,14 +34,21 @@ class Mirror:
     def take(self, address: int, pages: int, how: str) -> int:
         """Have the device take pages of ours; how many it got.
 
-        ``private`` moves them to the device's own memory, ``exclusive`` leaves them where they
-        are for the device alone. Whoever touches one with a CPU has it back.
+        That is none if it did not get all of them. ``private`` moves them to the device's own
+        memory, ``exclusive`` leaves them where they are for the device alone. Whoever touches one
+        with a CPU has it back.
         """
         copy = ctypes.create_string_buffer(pages * PAGE_BYTES)
         command = ctypes.create_string_buffer(
             _COMMAND.pack(address, ctypes.addressof(copy), pages, 0, 0)
         )
-        kvm.ioctl(self._fd, _REQUESTS[how], ctypes.addressof(command))
+        try:
+            kvm.ioctl(self._fd, _REQUESTS[how], ctypes.addressof(command))
+        except OSError as error:
+            # It reads what it took, and does not say how many it missed.
+            if error.errno not in (errno.ENOENT, errno.EBUSY):
+                raise
+            return 0
         return int(_COMMAND.unpack_from(command)[3])
 
     def close(self) -> None:

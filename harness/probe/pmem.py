@@ -23,9 +23,10 @@ def directory() -> Path:
     if not _DIRECTORY.is_mount():
         if not _DEVICE.exists():
             raise OSError(errno.ENODEV, f"there is no {_DEVICE}")
-        # All of it at once: a kernel thread would go on writing to it during the tests.
-        now = "lazy_itable_init=0,lazy_journal_init=0"
-        argv = ["mke2fs", "-q", "-F", "-t", "ext4", "-b", "4096", "-E", now, os.fspath(_DEVICE)]
+        # All of it at once: a kernel thread would go on writing to it during the tests. And files
+        # in stretches of 2 MiB, or no large page could be mapped.
+        how = "lazy_itable_init=0,lazy_journal_init=0,stride=512,stripe_width=512"
+        argv = ["mke2fs", "-q", "-F", "-t", "ext4", "-b", "4096", "-E", how, os.fspath(_DEVICE)]
         subprocess.run(argv, check=True, capture_output=True)
         words = [os.fspath(_DEVICE), os.fspath(_DIRECTORY), "ext4"]
         checked(libc.mount(*[word.encode() for word in words], 0, b"dax"))
