@@ -21,6 +21,7 @@ from harness.kernel.model import Kernel
 from harness.machine.mmu import Mmu
 from harness.progress import Progress
 from harness.result.coverage import Coverage, as_json
+from harness.result.coverage_markdown import as_markdown
 from harness.result.directory import ResultsDirectory, write_atomically
 from harness.result.outcome import Outcome, Request, TestOutcome, completed
 from harness.result.record import HostRun, KernelFacts, MachineFacts, RunRecord
@@ -193,7 +194,9 @@ class Run:
         if self._parts and self._parts.kernel.config:
             self.results.keep("kernel.config", self._parts.kernel.config.read_bytes())
         if self.coverage:
-            write_atomically(self.results.path / "coverage.json", as_json(self.coverage).encode())
+            coverage = self.coverage
+            write_atomically(self.results.path / "coverage.json", as_json(coverage).encode())
+            write_atomically(self.results.path / "coverage.md", as_markdown(coverage).encode())
         self.results.write(self.record)
         return self.record
 

@@ -44,6 +44,9 @@ _BOOTS = 2
 _MOST_CRASHES = 50
 """Reports of one host's kernel in the record; a kernel in distress prints them without end."""
 
+_PMEM_MIB = 64
+"""For guests on DAX: a file system with room for one of 8 MiB."""
+
 _SYSCTL = (
     # Drops sptes whenever it likes, which is a scenario of its own and a disturbance in others.
     ("kernel.numa_balancing", "0"),
@@ -162,6 +165,7 @@ def host_spec(parts: Parts, mode: Mmu) -> HostSpec:
         modules=parts.modules,
         mmu=mode,
         sysctl=_SYSCTL,
+        pmem_mib=_PMEM_MIB,
         parameters=(parts.control.parameter,) if parts.control else (),
     )
 

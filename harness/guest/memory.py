@@ -11,13 +11,23 @@ from typing import Any
 
 from harness.deadline import Deadline
 from harness.errors import OracleUnavailable, ProbeError, Violation
-from harness.guest.session import GuestLost, Session
+from harness.guest.observation import Residency
+from harness.guest.session import GuestLost, Session, undone
 from harness.probe import layout
 
 _RACE_SECONDS = 15.0
 """How long the rounds of a race may take; less than an answer may."""
 
 _COLLAPSE_SECONDS = 5.0
+
+_WITH_A_FILE = ("hugetlb", "hugetlb-shared", "hugetlb-wide", "memfd")
+"""Kinds of memory that userfaultfd protects as it does files."""
+
+_UPROBES = "/sys/kernel/tracing/uprobe_events"
+_GROUP = "mmu_harness"
+
+_SQUEEZE_STEP = 64
+_SQUEEZE_FRUITLESS = 20
 
 
 class GuestMemory:
@@ -42,6 +52,7 @@ class GuestMemory:
         self.gpa = int(facts["gpa"])
         self.pages = int(facts["pages"])
         self.vcpus = int(facts["vcpus"])
+        self._path = str(facts["path"])
 
     @property
     def pace(self) -> float:
@@ -167,7 +178,7 @@ class GuestMemory:
         self.ask("fsync")
 
     def stored(self, first: int = 0, pages: int | None = None, word: int = 0) -> list[int]:
-        """A word of each page as it is on the disk, past the page cache."""
+        """A word of each page as its disk has it now, whatever the page cache has."""
         return list(self._on_range("stored", first, pages, word=word))
 
     def race(self, kind: str, vcpu: int, page: int, rounds: int) -> tuple[int, int]:
@@ -195,10 +206,11 @@ class GuestMemory:
     def write_protected(self, first: int = 0, pages: int | None = None) -> Iterator[None]:
         """A range is write-protected through userfaultfd; see ``faults``.
 
-        Raises OracleUnavailable on a kernel that cannot do that to memory of this kind.
+        The VMM itself cannot write there meanwhile: host_write() raises ProbeError. Raises
+        OracleUnavailable on a kernel that cannot do that to memory of this kind.
         """
         features = ["write-protect"]
-        if self.backing in ("hugetlb", "hugetlb-shared", "memfd"):
+        if self.backing in _WITH_A_FILE:
             features.append("write-protect-files")
         with lacking("userfaultfd write protection of this memory"):
             self._on_range("protect_by_userfault", first, pages, features=features)
@@ -209,12 +221,114 @@ class GuestMemory:
         """The pages of the write-protected range at which somebody waited, from its start."""
         return list(self.ask("faults"))
 
+    @contextlib.contextmanager
+    def tracked(self) -> Iterator[Callable[[], list[int]]]:
+        """Writes to all of the memory are followed while the context is open.
+
+        Yields what tells the pages written to since it was last asked. Raises OracleUnavailable
+        on a kernel that has no PAGEMAP_SCAN for memory of this kind.
+        """
+        features = ["write-protect", "write-protect-async", "write-protect-unpopulated"]
+        if self.backing in _WITH_A_FILE:
+            features.append("write-protect-files")
+        with lacking("write tracking of this memory (PAGEMAP_SCAN), which came with v6.7"):
+            self._on_range("track_writes", 0, None, features=features)
+        yield lambda: list(self.ask("written"))
+        self.ask("end_tracking")
+
+    def mark_idle(self, first: int = 0, pages: int | None = None) -> None:
+        """Mark pages idle, as if nobody had touched them lately.
+
+        Large pages are marked by their first. Raises OracleUnavailable where the host's kernel has
+        no idle page tracking.
+        """
+        try:
+            self._on_range("mark_idle", first, pages)
+        except FileNotFoundError as error:
+            raise OracleUnavailable("The host's kernel has no idle page tracking.") from error
+
+    def idle(self, first: int = 0, pages: int | None = None) -> list[int]:
+        """The pages of a range that were marked idle and that nobody has touched since."""
+        return list(self._on_range("idle", first, pages))
+
+    def flush_tlbs(self, first: int, pages: int) -> None:
+        """Have KVM drop the sptes of a range, for which it flushes all of the vcpus' TLBs.
+
+        An Accessed bit is set when a translation is loaded; one that a vcpu has already sets none.
+        """
+        self.mprotect("read", first, pages)
+        self.mprotect("readwrite", first, pages)
+
+    def give_to_device(self, how: str, first: int = 0, pages: int | None = None) -> int:
+        """Have a device take pages for itself, ``private`` or ``exclusive``; how many it got.
+
+        See harness/probe/mirror.py; device_memory() of the settings has the device there.
+        """
+        return int(self._on_range("give_to_device", first, pages, how=how))
+
     def move_by_userfault(self, first: int, pages: int) -> int:
         """Move pages out of the memory with UFFDIO_MOVE; returns the address where they are."""
         with lacking("UFFDIO_MOVE, which came with v6.8"):
             return int(self._on_range("move_by_userfault", first, pages))
 
     # What is done to it by others.
+
+    @contextlib.contextmanager
+    def breakpoint(self, page: int) -> Iterator[None]:
+        """A breakpoint is on the first instruction of a page of the file below (uprobes).
+
+        The memory must be a private mapping that may not be written to; what it is set in is a
+        copy that the kernel makes. Raises OracleUnavailable on a kernel without uprobe events.
+        """
+        if not self.session.ask("exists", path=_UPROBES):
+            raise OracleUnavailable("The host's kernel has no uprobe events (UPROBE_EVENTS).")
+        where = f"{self._path}:{page * layout.PAGE_BYTES:#x}"
+        self.session.ask("write", path=_UPROBES, text=f"p:{_GROUP}/{self.name} {where}\n")
+        with undone(lambda: self.session.ask("write", path=_UPROBES, text="")):
+            path = f"/sys/kernel/tracing/events/{_GROUP}/{self.name}/enable"
+            with self.session.setting(path, "1"):
+                yield
+
+    def squeeze(self, pages: int) -> int:
+        """Lower memory.max of the guest's cgroup until so many pages of it are in memory, or fewer.
+
+        In small steps, and with a VMM that nobody may kill for it, because a disk that is slow is
+        no reason to die. Returns how many pages are in memory when that went no further; the limit
+        is then lifted.
+        """
+        self.session.ask("write", path=f"/proc/{self.pid}/oom_score_adj", text="-1000")
+        deadline = Deadline.after(60.0 * self.pace, "Lowering memory.max")
+        left, fruitless = self._in_memory(), 0
+        with self.session.setting("/proc/sys/vm/page-cluster", "0"):
+            for _ in deadline.ticks(0.0, 0.02):
+                if left <= pages or fruitless == _SQUEEZE_FRUITLESS:
+                    break
+                self.session.ask("drain_lru")
+                current = int(self.session.read(f"{self.cgroup}/memory.current"))
+                step = min(_SQUEEZE_STEP, left - pages) * layout.PAGE_BYTES
+                self.limit("memory.max", current - step)
+                before, left = left, self._in_memory()
+                fruitless = 0 if left < before else fruitless + 1
+        self.limit("memory.max", "max")
+        return left
+
+    def _in_memory(self) -> int:
+        residency = Residency.unpacked(
+            self._on_range("pagemap", 0, None), self._on_range("mincore", 0, None)
+        )
+        return residency.outside(range(0))
+
+    def kill_and_reap(self) -> dict[str, int]:
+        """Kill the VMM and have its memory reaped before it can exit; needs held().
+
+        Returns KVM's counters of the VM in between. Raises OracleUnavailable before v5.15, and
+        ProbeError when the VMM was faster.
+        """
+        try:
+            with lacking("process_mrelease, which came with v5.15"):
+                return dict(self.session.ask("kill_and_reap", name=self.name))
+        except ProcessLookupError as error:
+            raise ProbeError("The VMM exited before its memory could be reaped.") from error
 
     def move_to_node(self, node: int) -> dict[str, Any]:
         """Another process moves all pages to a node: how many were ``left``, the ``places``."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -19,6 +20,9 @@ from harness.guest.memory import GuestMemory
 from harness.guest.observation import Residency, Visit
 from harness.guest.session import GuestLost, Session
 from harness.probe import layout
+from harness.probe.backing import BACKINGS
+
+_NO_DAX = (errno.ENODEV, errno.EINVAL, errno.EOPNOTSUPP)
 
 _FRUITLESS = 10
 _IDLE_SECONDS = 3.0
@@ -236,9 +240,16 @@ def probe_guest(
     name = session.new_name("guest")
     # Half of our own patience, so that a VMM that hangs is told apart from an agent that does.
     seconds = session.patience / 2
-    answer = session.ask(
-        "create", name=name, pages=pages, vcpus=vcpus, seconds=seconds, backing=backing
-    )
+    try:
+        answer = session.ask(
+            "create", name=name, pages=pages, vcpus=vcpus, seconds=seconds, backing=backing
+        )
+    except OSError as error:
+        if BACKINGS[backing].file != "dax" or error.errno not in _NO_DAX:
+            raise
+        raise OracleUnavailable(
+            f"The host has no file system with DAX ({error.strerror})."
+        ) from error
     try:
         if "ok" not in answer:
             said = answer.get("died", answer)

@@ -5,15 +5,18 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from harness.deadline import Deadline
-from harness.errors import OracleUnavailable
+from harness.errors import CommandError, OracleUnavailable
 from harness.guest.session import Session, undone
 
 _KSM = "/sys/kernel/mm/ksm"
 _NUMA = "/sys/kernel/debug/sched/numa_balancing"
+_KHUGEPAGED = "/sys/kernel/mm/transparent_hugepage/khugepaged"
 _KSM_SECONDS = 20.0
+_SCAN_SECONDS = 20.0
+_MODULE_SECONDS = 20.0
 
 
 @contextlib.contextmanager
@@ -95,4 +98,51 @@ def no_swap(session: Session) -> Iterator[None]:
         for path in [line.split()[0] for line in lines]:
             session.ask("swapoff", path=path)
             stack.enter_context(undone(functools.partial(session.ask, "swapon", path=path)))
+        yield
+
+
+@contextlib.contextmanager
+def khugepaged(session: Session) -> Iterator[Callable[[], None]]:
+    """khugepaged looks for memory to collapse as often as it can while the context is open.
+
+    Yields what waits until it has looked at everything that there was twice.
+    """
+    values = {
+        f"{_KHUGEPAGED}/scan_sleep_millisecs": "1",
+        f"{_KHUGEPAGED}/alloc_sleep_millisecs": "1",
+        f"{_KHUGEPAGED}/pages_to_scan": "65536",
+    }
+
+    def scans() -> int:
+        return int(session.read(f"{_KHUGEPAGED}/full_scans"))
+
+    def looked() -> None:
+        # The first may have been under way already.
+        wanted = scans() + 3
+        deadline = Deadline.after(_SCAN_SECONDS * session.host.facts.pace, "khugepaged")
+        for _ in deadline.ticks():
+            if scans() >= wanted:
+                return
+
+    with settings(session, values, "khugepaged"):
+        yield looked
+
+
+@contextlib.contextmanager
+def device_memory(session: Session) -> Iterator[None]:
+    """The kernel's make-believe device with memory of its own is there while the context is open.
+
+    Raises OracleUnavailable on a kernel that has none (TEST_HMM).
+    """
+    deadline = Deadline.after(_MODULE_SECONDS * session.host.facts.pace, "Loading test_hmm")
+    try:
+        session.host.run(["modprobe", "test_hmm"], deadline)
+    except CommandError as error:
+        raise OracleUnavailable("The host's kernel has no test_hmm (TEST_HMM).") from error
+
+    def unload() -> None:
+        deadline = Deadline.after(_MODULE_SECONDS * session.host.facts.pace, "Unloading test_hmm")
+        session.host.run(["modprobe", "-r", "test_hmm"], deadline)
+
+    with undone(unload):
         yield

@@ -55,8 +55,8 @@ class HostSpec:
     """What a host is made of; paths are of files on L0 that QEMU may read, sizes are MiB.
 
     ``root`` and ``modules`` are raw ext4 images, which are never written to; ``data`` is a raw
-    image that the host may write to. ``parameters`` are added at the end of the kernel's command
-    line.
+    image that the host may write to. ``pmem_mib`` is memory that the host has as a persistent
+    device, empty at each boot. ``parameters`` are added at the end of the kernel's command line.
     """
 
     kernel: Path
@@ -70,6 +70,7 @@ class HostSpec:
     cpus: int = 2
     numa_nodes: int = 2
     swap_mib: int = 1024
+    pmem_mib: int = 0
     parameters: tuple[str, ...] = ()
     sysctl: tuple[tuple[str, str], ...] = ()
 
@@ -140,6 +141,7 @@ def argv(spec: HostSpec, run: RunPaths, qemu: str = "qemu-system-x86_64") -> tup
     # Tells drgn where the kernel is; the kernel fills it in through fw_cfg.
     words += ["-device", "vmcoreinfo"]
     words += _disks(spec, run)
+    words += _pmem(spec)
     words += ["-netdev", "user,id=net,restrict=on,ipv6=off,hostfwd=tcp:127.0.0.1:0-:22"]
     # Without its option ROM, which would only offer to boot from the network.
     words += ["-device", "virtio-net-pci,netdev=net,romfile="]
@@ -165,7 +167,8 @@ def _processor(spec: HostSpec) -> list[str]:
 
 def _memory(spec: HostSpec) -> list[str]:
     """The host's memory in equal NUMA nodes, and its CPUs spread over them."""
-    words = ["-m", f"{spec.memory_mib}M"]
+    most = f",slots=1,maxmem={spec.memory_mib + spec.pmem_mib}M" if spec.pmem_mib else ""
+    words = ["-m", f"{spec.memory_mib}M{most}"]
     if spec.numa_nodes < 2:
         return words
     size = spec.memory_mib // spec.numa_nodes
@@ -177,6 +180,16 @@ def _memory(spec: HostSpec) -> list[str]:
         node = cpu * spec.numa_nodes // spec.cpus
         words += ["-numa", f"cpu,node-id={node},socket-id={cpu},core-id=0,thread-id=0"]
     return words
+
+
+def _pmem(spec: HostSpec) -> list[str]:
+    """A persistent memory device. QEMU syncs what is behind it, so that must be a file."""
+    if not spec.pmem_mib:
+        return []
+    return [
+        *("-object", f"memory-backend-memfd,id=pmem,size={spec.pmem_mib}M,share=on"),
+        *("-device", "virtio-pmem-pci,memdev=pmem"),
+    ]
 
 
 def _disks(spec: HostSpec, run: RunPaths) -> list[str]:

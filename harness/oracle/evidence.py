@@ -37,7 +37,7 @@ _SWAP_SLOTS_CACHED = 64
 _SPTE_COUNTERS = {"pages_4k": 1, "pages_2m": 512, "pages_1g": 512 * 512}
 """KVM's counters of leaf sptes, with the pages of 4 KiB that each maps."""
 
-_SHARED = ("memfd", "file-shared")
+_SHARED = ("memfd", "file-shared", "dax")
 _IN_FILES = ("file-shared",)
 """Kinds of memory whose pages are also a file's, and those of which that file is on a disk."""
 

@@ -21,9 +21,14 @@ def expected_references(states: PageStates) -> Counts:
     for private data (buffer heads) that hangs on it. That sptes are not in this list is what the
     whole project is about: commit acb66dd051d0 ("KVM: MMU: don't hold pagecount reference for
     mapped sptes pages") (in v3.6).
+
+    A page of a DAX device is no page cache, although it has a file: it has one reference from its
+    device, and its mappings are not counted. (Were they, each would have one, and the first of
+    them be that of the device: what is expected is the same.)
     """
     cached = states.swap_cache | states.page_cache
-    return states.mapcount + cached * states.pages + states.private.astype(np.int64)
+    expected = states.mapcount + cached * states.pages + states.private.astype(np.int64)
+    return np.where(states.device, np.maximum(states.mapcount, 1), expected)
 
 
 @dataclasses.dataclass(frozen=True)

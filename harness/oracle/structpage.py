@@ -11,6 +11,7 @@ import drgn
 import numpy as np
 import numpy.typing as npt
 from drgn.helpers.linux.mm import compound_order, pfn_to_page
+from drgn.helpers.linux.xarray import xa_for_each
 
 from harness.errors import OracleUnavailable
 
@@ -21,6 +22,7 @@ Flags = npt.NDArray[np.bool_]
 _GAP_PAGES = 4096
 """Reading a gap of this many struct pages costs less than a read of its own."""
 
+_PAGE_BYTES = 4096
 _MAPPING_ANON = 1
 _COMPOUND = 1
 _WORD_MASK = (1 << 64) - 1
@@ -33,7 +35,8 @@ class PageStates:
     A page of a large folio is represented by the folio, where references are counted: ``head`` is
     the frame of its first page, ``pages`` how many it has, and ``mapcount`` the sum over all of
     them. For a small folio these are the frame itself, 1, and the mappings of the frame.
-    ``reserved`` marks frames whose references nobody counts, such as the zero pages.
+    ``device`` marks frames of a device that files are mapped from directly (DAX), and
+    ``reserved`` those whose references nobody counts, such as the zero pages.
     """
 
     pfn: Words
@@ -45,6 +48,7 @@ class PageStates:
     swap_cache: Flags
     page_cache: Flags
     private: Flags
+    device: Flags
     reserved: Flags
 
 
@@ -69,7 +73,8 @@ def page_states(program: drgn.Program, pfns: Words) -> PageStates:
     for folio in np.unique(head[large]):
         members = large & (head == folio)
         pages[members], mapcount[members] = _large_folio(program, layout, int(folio))
-    return _states(layout, rows, pfns, head, pages, mapcount)
+    device = _of_a_device(program, layout, rows, pfns)
+    return _states(layout, rows, pfns, head, pages, mapcount, device)
 
 
 def _large_folio(program: drgn.Program, layout: _Layout, head: int) -> tuple[int, int]:
@@ -112,6 +117,31 @@ def _count(folio: drgn.Object, name: str) -> int | None:
         return int(getattr(folio, name).counter) + 1
     except AttributeError:
         return None
+
+
+def _of_a_device(
+    program: drgn.Program, layout: _Layout, rows: npt.NDArray[np.uint8], pfns: Words
+) -> Flags:
+    """Which frames are a DAX device's: those in a range that its driver mapped as such.
+
+    A kernel that has no such ranges, or keeps them otherwise, is taken to have no such frames.
+    """
+    found = np.zeros(len(pfns), np.bool_)
+    if not _flag(layout, rows, "PG_reserved").any():
+        return found
+    try:
+        kind = program.constant("MEMORY_DEVICE_FS_DAX").value_()
+        for _, entry in xa_for_each(program["pgmap_array"].address_of_()):
+            pagemap = drgn.cast("struct dev_pagemap *", entry)
+            if pagemap.type.value_() == kind:
+                first, last = (
+                    np.uint64(int(edge) // _PAGE_BYTES)
+                    for edge in (pagemap.range.start, pagemap.range.end)
+                )
+                found |= (pfns >= first) & (pfns <= last)
+    except (AttributeError, LookupError):
+        return np.zeros(len(pfns), np.bool_)
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,10 +230,12 @@ def _states(
     head: Words,
     pages: Counts,
     mapcount: Counts,
+    device: Flags,
 ) -> PageStates:
     mapping = _word(rows, layout.mapping)
     anon = (mapping & np.uint64(_MAPPING_ANON)) != 0
-    reserved = _flag(layout, rows, "PG_reserved")
+    # Frames of devices are reserved as well, but whoever takes a reference is counted.
+    reserved = _flag(layout, rows, "PG_reserved") & ~device
     if layout.huge_zero is not None:
         # Its mappings are counted for each mm, not for each page table entry.
         reserved |= head == np.uint64(layout.huge_zero & _WORD_MASK)
@@ -220,5 +252,6 @@ def _states(
         & ((mapping == 0) | anon),
         page_cache=(mapping != 0) & ~anon,
         private=_flag(layout, rows, "PG_private"),
+        device=device,
         reserved=reserved,
     )

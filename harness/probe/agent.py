@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from harness.probe import vmm
+from harness.probe import pmem, vmm
 from harness.probe.backing import ADVICE, BACKINGS
 from harness.probe.kvm import Statistics
 from harness.probe.layout import PAGE_BYTES
@@ -157,6 +157,7 @@ class Agent:
             "create": self.create,
             "close": self.close,
             "kill": self.kill,
+            "kill_and_reap": self.kill_and_reap,
             "read": self.read,
             "write": self.write,
             "exists": lambda path: Path(path).exists(),
@@ -198,7 +199,10 @@ class Agent:
         self, name: str, pages: int, vcpus: int, seconds: float, backing: str = "anon"
     ) -> dict[str, Any]:
         """Start a guest in a memory cgroup of its own and return where it is."""
-        path = _FILES / f"mmu-{name}" if BACKINGS[backing].file == "disk" else None
+        path = None
+        if BACKINGS[backing].file in ("disk", "dax"):
+            directory = _FILES if BACKINGS[backing].file == "disk" else pmem.directory()
+            path = directory / f"mmu-{name}"
         guest = Guest(_CGROUPS / f"mmu-{name}", pages, vcpus, backing, path)
         self._guests[name] = guest
         return {"cgroup": str(guest.cgroup), **guest.ask({"op": "describe"}, seconds)}
@@ -210,6 +214,30 @@ class Agent:
     def kill(self, name: str, signum: int) -> int:
         """Send a signal to a guest's VMM; returns the wait status. The guest must be closed yet."""
         return self._guests[name].kill(signum)
+
+    def kill_and_reap(self, name: str) -> dict[str, int]:
+        """Kill a guest's VMM and reap its memory, as the OOM reaper does, before it can exit.
+
+        KVM's counters in between are returned; hold_vm() must have the VM. The VMM cannot run,
+        because its threads have the one CPU on which this runs and does not wait for anything.
+        process_mrelease(2) came with commit 884a7e5964e0 ("mm: introduce process_mrelease system
+        call") (in v5.15). Raises OSError with ESRCH if the VMM was faster.
+        """
+        pid = self._guests[name].pid
+        cpus = os.sched_getaffinity(0)
+        cpu = {min(cpus)}
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            os.sched_setaffinity(int(task.name), cpu)
+        with contextlib.closing(call_fd("pidfd_open", pid, 0)) as process:
+            os.sched_setaffinity(0, cpu)
+            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+            try:
+                os.kill(pid, signal.SIGKILL)
+                call("process_mrelease", process.fileno(), 0)
+                return self.held_statistics(name)
+            finally:
+                os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+                os.sched_setaffinity(0, cpus)
 
     def await_death(self, name: str, seconds: float) -> int | None:
         """Wait until a guest's VMM dies by itself; its wait status, or None if it lives on."""

@@ -39,19 +39,20 @@ libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 class Backing:
     """How memory of one kind is mapped: mmap flags, the file below it, and advice on its size.
 
-    ``file`` is ``memfd``, ``hugetlb`` or ``disk`` where there is a file, and empty for anonymous
-    memory.
+    ``file`` is ``memfd``, ``hugetlb``, ``disk`` or ``dax`` where there is a file, and empty for
+    anonymous memory. ``least_bytes`` are mapped even if the guest has less.
     """
 
     flags: int
     advice: str | None = _NEVER_LARGE
     file: str = ""
     page_bytes: int = PAGE_BYTES
+    least_bytes: int = 0
 
     def open(self, path: str, size: int) -> int:
         """The file of ``size`` bytes below the memory as a descriptor, or -1 where there is none.
 
-        ``path`` is where a file on disk is made; it must not be there yet.
+        ``path`` is where a file on disk or on DAX is made; it must not be there yet.
         """
         if not self.file:
             return -1
@@ -83,9 +84,14 @@ BACKINGS = {
         _PRIVATE | _ANONYMOUS | _HUGETLB | _HUGE_2MB, None, page_bytes=LARGE_PAGE_BYTES
     ),
     "hugetlb-shared": Backing(_SHARED, None, file="hugetlb", page_bytes=LARGE_PAGE_BYTES),
+    # A page table is shared between processes that map the same 1 GiB of a hugetlb file.
+    "hugetlb-wide": Backing(
+        _SHARED | _NORESERVE, None, "hugetlb", page_bytes=LARGE_PAGE_BYTES, least_bytes=1 << 30
+    ),
     "memfd": Backing(_SHARED, file="memfd"),
     "file-shared": Backing(_SHARED, file="disk"),
     "file-private": Backing(_PRIVATE, file="disk"),
+    "dax": Backing(_SHARED, file="dax"),
     "ksm": Backing(_PRIVATE | _ANONYMOUS | _NORESERVE),
 }
 """Each kind of memory by the name that scenarios give it. ``ksm`` is merged by the scenario."""

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import base64
 import ctypes
-import mmap
 import os
 import zlib
 
+from harness.probe import storage
 from harness.probe.backing import (
     BACKINGS,
     PROT_NONE,
@@ -30,6 +30,7 @@ PROTECTION = {"none": PROT_NONE, "read": PROT_READ, "readwrite": PROT_READ | PRO
 _MREMAP_MAYMOVE, _MREMAP_FIXED, _MREMAP_DONTUNMAP = 1, 2, 4
 _MS_SYNC = 4
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2
+_PRESENT, _PFN_MASK = 1 << 63, (1 << 55) - 1
 
 libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 libc.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p]
@@ -50,9 +51,10 @@ class Memory:
         self.pages = pages
         self.path = path
         self._backing = BACKINGS[backing]
-        self._fd = self._backing.open(path, pages * PAGE_BYTES)
-        self.hva = map_anonymous(pages * PAGE_BYTES)
-        self.remap(0, pages)
+        size = max(pages * PAGE_BYTES, self._backing.least_bytes)
+        self._fd = self._backing.open(path, size)
+        self.hva = map_anonymous(size)
+        self._backing.map(self.hva, size, self._fd, 0)
 
     @property
     def page_bytes(self) -> int:
@@ -147,22 +149,11 @@ class Memory:
         os.fsync(self._fd)
 
     def stored(self, first: int, pages: int, word: int) -> list[int]:
-        """One word of each page as it is on the disk, past the page cache (O_DIRECT).
-
-        The kernel first writes what it knows to be dirty; of a write of which it does not know,
-        the disk has nothing.
-        """
+        """One word of each page as its disk has it now; nothing is written back for that."""
         _, size = self.span(first, pages)
-        fd = os.open(self.path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
-        try:
-            with mmap.mmap(-1, size) as buffer:
-                got = os.preadv(fd, [buffer], first * PAGE_BYTES)
-                if got != size:
-                    raise OSError(0, f"the file has only {got} of {size} bytes")
-                words = memoryview(bytes(buffer)).cast("Q")
-                return words[word::PAGE_WORDS].tolist()
-        finally:
-            os.close(fd)
+        device = storage.device_of(self.path)
+        data = storage.read_stored(self.path, first * PAGE_BYTES, size, device)
+        return memoryview(data).cast("Q")[word::PAGE_WORDS].tolist()
 
     # What the CPU does, and what can be seen.
 
@@ -181,10 +172,18 @@ class Memory:
 
     def pagemap(self, first: int, pages: int) -> str:
         """The range's entries of /proc/self/pagemap, packed by pack()."""
+        return pack(self._pagemap(first, pages))
+
+    def frames(self, first: int, pages: int) -> list[int]:
+        """The frame of each page, or 0 where there is none; root alone is told."""
+        entries = memoryview(self._pagemap(first, pages)).cast("Q").tolist()
+        return [entry & _PFN_MASK if entry & _PRESENT else 0 for entry in entries]
+
+    def _pagemap(self, first: int, pages: int) -> bytes:
         address, size = self.span(first, pages)
         fd = os.open("/proc/self/pagemap", os.O_RDONLY)
         try:
-            return pack(os.pread(fd, size // PAGE_BYTES * 8, address // PAGE_BYTES * 8))
+            return os.pread(fd, size // PAGE_BYTES * 8, address // PAGE_BYTES * 8)
         finally:
             os.close(fd)
 

@@ -11,7 +11,7 @@ libc.syscall.restype = ctypes.c_long
 
 NUMBERS = {
     "remap_file_pages": 216, "migrate_pages": 256, "move_pages": 279, "userfaultfd": 323,
-    "pidfd_open": 434, "pidfd_getfd": 438, "process_madvise": 440,
+    "pidfd_open": 434, "pidfd_getfd": 438, "process_madvise": 440, "process_mrelease": 448,
 }  # fmt: skip
 """Numbers of system calls on x86-64, from arch/x86/entry/syscalls/syscall_64.tbl."""
 

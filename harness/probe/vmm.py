@@ -11,12 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from harness.probe import layout, registration, userfault
+from harness.probe import ageing, layout, registration, userfault
 from harness.probe.aliasing import Aliasing
 from harness.probe.backing import map_anonymous
 from harness.probe.memory import Memory
+from harness.probe.mirror import Mirror
 from harness.probe.race import Race
-from harness.probe.userfault import WriteProtection
+from harness.probe.userfault import WriteProtection, WriteTracking
 from harness.probe.vm import MEMORY_SLOT, VirtualMachine
 
 Handler = Callable[..., Any]
@@ -91,11 +92,14 @@ class Vmm:
         self._children: dict[str, tuple[int, socket.socket]] = {}
         self._aliasing: Aliasing | None = None
         self._protection: WriteProtection | None = None
+        self._protected = range(0)
+        self._tracking: WriteTracking | None = None
 
     def handlers(self) -> dict[str, Handler]:
         """All requests that a VMM answers, by name."""
         return {
             **memory_handlers(self._memory),
+            "poke": self.poke,
             "describe": self.describe,
             "order": self.order,
             "report": self.report,
@@ -113,6 +117,12 @@ class Vmm:
             "faults": self.faults,
             "end_protection": self.end_protection,
             "move_by_userfault": self.move_by_userfault,
+            "track_writes": self.track_writes,
+            "written": self.written,
+            "end_tracking": self.end_tracking,
+            "mark_idle": self.mark_idle,
+            "idle": self.idle,
+            "give_to_device": self.give_to_device,
             "vm_storm": registration.storm,
             "vms_refused": registration.refused,
             "vms_under_signals": registration.under_signals,
@@ -122,8 +132,22 @@ class Vmm:
             "end_child": self.end_child,
         }
 
-    def describe(self) -> dict[str, int]:
-        """Where things are: process id, address and number of pages, gpa."""
+    def poke(self, first: int, pages: int, word: int, value: int) -> None:
+        """Store into the memory; see Memory.poke.
+
+        A store that waits for userfaultfd would do so with the interpreter's lock in its hands,
+        without which nobody can let it go on.
+        """
+        if set(self._protected).intersection(range(first, first + pages)):
+            raise RuntimeError(
+                f"pages {first}+{pages} are write-protected through userfaultfd, and the VMM, "
+                "which would have to let its own write go on, would wait for ever; have the "
+                "guest or a forked child write"
+            )
+        self._memory.poke(first, pages, word, value)
+
+    def describe(self) -> dict[str, Any]:
+        """Where things are: process id, address and number of pages, gpa, the file below."""
         return {
             "pid": os.getpid(),
             "vm_fd": self._machine.fd,
@@ -132,6 +156,7 @@ class Vmm:
             "pages": self._memory.pages,
             "gpa": layout.MEMORY_GPA,
             "vcpus": len(self._machine.vcpus),
+            "path": self._memory.path,
         }
 
     def order(self, vcpu: int, orders: dict[str, int]) -> None:
@@ -194,6 +219,7 @@ class Vmm:
         address, size = self._memory.span(first, pages)
         page_bytes = self._memory.page_bytes
         self._protection = WriteProtection(address, size, tuple(features), page_bytes)
+        self._protected = range(first, first + pages)
 
     def faults(self) -> list[int]:
         """The pages of the write-protected range on which somebody waited, from its start."""
@@ -202,6 +228,7 @@ class Vmm:
     def end_protection(self) -> None:
         """Let everybody write again."""
         protection, self._protection = self._protection, None
+        self._protected = range(0)
         if protection is not None:
             protection.close()
 
@@ -213,6 +240,41 @@ class Vmm:
         if moved != size:
             raise RuntimeError(f"only {moved} of {size} bytes were moved")
         return target
+
+    def track_writes(self, first: int, pages: int, features: list[str]) -> None:
+        """Follow the writes to a range from now on; see WriteTracking."""
+        self._tracking = WriteTracking(*self._memory.span(first, pages), tuple(features))
+        self._tracking.written()
+
+    def written(self) -> list[int]:
+        """The pages of the range written to since the last time, from its start."""
+        return self._tracking.written() if self._tracking else []
+
+    def end_tracking(self) -> None:
+        """Follow the writes no more."""
+        tracking, self._tracking = self._tracking, None
+        if tracking is not None:
+            tracking.close()
+
+    def mark_idle(self, first: int, pages: int) -> None:
+        """Mark the pages of a range idle; see ageing.mark_idle."""
+        ageing.mark_idle([frame for frame in self._memory.frames(first, pages) if frame])
+
+    def idle(self, first: int, pages: int) -> list[int]:
+        """The pages of a range that are there, were marked idle, and not touched since."""
+        frames = self._memory.frames(first, pages)
+        there = [first + index for index, frame in enumerate(frames) if frame]
+        marked = ageing.idle([frame for frame in frames if frame])
+        return [page for page, idle in zip(there, marked, strict=True) if idle]
+
+    def give_to_device(self, first: int, pages: int, how: str) -> int:
+        """Have a device take pages; see Mirror.take."""
+        address, _ = self._memory.span(first, pages)
+        mirror = Mirror()
+        try:
+            return mirror.take(address, pages, how)
+        finally:
+            mirror.close()
 
     def fork(self, name: str) -> int:
         """Fork a child that shares the memory copy-on-write and answers under ``name``."""

@@ -93,7 +93,7 @@ HOOKS: tuple[Hook, ...] = (
         "mm/fremap.c",
         "sys_remap_file_pages",
         *_UNMAP,
-        only=("remap_file_pages",),
+        only=("rearranged",),
         needs="needs remap_file_pages, which is emulated by mappings anew",
     ),
     *_range(
@@ -154,8 +154,10 @@ HOOKS: tuple[Hook, ...] = (
 )
 """The hooks of 2008, in the order of the patch; registration, which it exports, at the end."""
 
-_DEVICE = "needs a device driver with memory of its own (DEVICE_PRIVATE)"
+_DEVICE = "needs a device driver with memory of its own (DEVICE_PRIVATE; TEST_HMM has one)"
 _DRIVER = "needs a driver other than KVM, which registers with mmu_notifier_register()"
+_SHARED_DRIVER = "needs one of the drivers that share a notifier with others (kfd, GRU)"
+_LOCKED_DRIVER = "needs one of the drivers that register with mmap_lock held (kfd, xen-gntdev)"
 _DAMON = "needs DAMON to sample the VMM's memory"
 _MGLRU = "needs the multi-generational LRU under pressure (lru_gen/enabled)"
 _SCAN = "needs the PAGEMAP_SCAN ioctl with write protection"
@@ -165,14 +167,17 @@ NEEDS: Mapping[str, str] = MappingProxyType(
         "migrate_vma_collect": _DEVICE,
         "__migrate_device_pages": _DEVICE,
         "migrate_vma_pages": _DEVICE,
-        "mmu_interval_notifier_insert": _DRIVER,
-        "mmu_interval_notifier_insert_locked": _DRIVER,
-        "mmu_notifier_get_locked": _DRIVER,
+        "page_make_device_exclusive_one": _DEVICE,
+        "remove_device_exclusive_entry": _DEVICE,
+        "mmu_interval_notifier_insert": "needs a driver that mirrors memory (TEST_HMM is one)",
+        "mmu_interval_notifier_insert_locked": _LOCKED_DRIVER,
+        "mmu_notifier_get_locked": _SHARED_DRIVER,
         "modules": _DRIVER,
         "__split_huge_pud": "needs a page of 1 GiB in a page table, which only device DAX has",
         "hugetlb_unshare_pmds": "needs a shared hugetlb mapping of 1 GiB or more",
-        "__replace_page": "needs a uprobe in a private mapping of an executable file",
-        "__oom_reap_task_mm": "needs a VMM that is killed for want of memory and does not exit",
+        "__replace_page": "needs a uprobe in a private mapping of a file",
+        "__oom_reap_task_mm": "needs a VMM that was killed and whose memory goes before it does",
+        "arch_tlbbatch_add_pending": "needs reclaim of memory that other CPUs may have in a TLB",
         "clear_refs_write": "needs soft-dirty tracking (clear_refs)",
         "do_pagemap_scan": _SCAN,
         "pagemap_scan_init_bounce_buffer": _SCAN,

@@ -20,13 +20,21 @@ _FILELESS = dict.fromkeys(("anon", "thp", "hugetlb", "ksm"), _NO_FILE)
 _HUGETLB = "hugetlb pages are neither reclaimed nor swapped"
 _NOT_ONE_PAGE = "hugetlb memory is mapped by 2 MiB only, so a range of pages inside is refused"
 _SHARED_IS_NOT_COPIED = "shared memory is not copied on write"
+_DEVICE = "memory of a device is not reclaimed"
+_NO_LRU = "memory of a device is on no LRU list"
 
 ABSENT: dict[str, dict[str, str]] = {
-    "reclaim": {"hugetlb": _HUGETLB},
+    "reclaim": {"hugetlb": _HUGETLB, "dax": _DEVICE},
+    "squeeze": {
+        "hugetlb": _HUGETLB,
+        "dax": _DEVICE,
+        "ksm": _LIKE_ANON,
+    },
     "hot reclaim": {
         "hugetlb": _HUGETLB,
         "file-private": "once written to, its pages are anonymous",
         "ksm": "the page that a vcpu keeps hot is no merged page any more",
+        "dax": _DEVICE,
     },
     "fork": _MERGED,
     "protect": _MERGED,
@@ -41,14 +49,20 @@ ABSENT: dict[str, dict[str, str]] = {
         "file-shared": "MADV_FREE is for private anonymous memory",
         "file-private": "MADV_FREE is for private anonymous memory",
         "ksm": "MADV_FREE leaves shared pages alone",
+        "dax": "MADV_FREE is for private anonymous memory",
     },
-    "page out": {"hugetlb": _HUGETLB, "ksm": "MADV_PAGEOUT leaves shared pages alone"},
+    "page out": {
+        "hugetlb": _HUGETLB,
+        "ksm": "MADV_PAGEOUT leaves shared pages alone",
+        "dax": _DEVICE,
+    },
     "collapse": {
         "thp": "it is there in large pages already",
         "hugetlb": "it is there in large pages already",
         "file-shared": "ext4 needs CONFIG_READ_ONLY_THP_FOR_FS and memory that nobody writes to",
         "file-private": "ext4 needs CONFIG_READ_ONLY_THP_FOR_FS and memory that nobody writes to",
         "ksm": "merged pages are not collapsed",
+        "dax": "memory of a device is large or small as it lies there",
     },
     "move": _MERGED,
     "shrink": _MERGED,
@@ -64,12 +78,23 @@ ABSENT: dict[str, dict[str, str]] = {
         "memfd": _SHARED_IS_NOT_COPIED,
         "file-shared": _SHARED_IS_NOT_COPIED,
         "ksm": "test_merge.py breaks merged pages",
+        "dax": _SHARED_IS_NOT_COPIED,
     },
-    "migrate": {"ksm": "the frame of a merged page is that of many, and moves as anon does"},
+    "migrate": {
+        "ksm": "the frame of a merged page is that of many, and moves as anon does",
+        "dax": "memory of a device stays where the device has it",
+    },
     "write-protect": {
         "file-shared": "userfaultfd knows no files on disks",
         "file-private": "userfaultfd knows no files on disks",
         "ksm": _LIKE_ANON,
+        "dax": "userfaultfd knows no files on devices",
+    },
+    "track writes": {
+        "file-shared": "userfaultfd knows no files on disks",
+        "file-private": "userfaultfd knows no files on disks",
+        "ksm": _LIKE_ANON,
+        "dax": "userfaultfd knows no files on devices",
     },
     "userfault move": {
         "hugetlb": "UFFDIO_MOVE is for private anonymous memory",
@@ -77,6 +102,7 @@ ABSENT: dict[str, dict[str, str]] = {
         "file-shared": "UFFDIO_MOVE is for private anonymous memory",
         "file-private": "UFFDIO_MOVE is for private anonymous memory",
         "ksm": "UFFDIO_MOVE is for pages that belong to one process alone",
+        "dax": "UFFDIO_MOVE is for private anonymous memory",
     },
     "soft-dirty": {
         "hugetlb": "clear_refs leaves hugetlb memory alone",
@@ -89,14 +115,20 @@ ABSENT: dict[str, dict[str, str]] = {
         "file-shared": "its ageing is that of memfd, on another list of the same kind",
         "file-private": "once written to, its pages are anonymous",
         "ksm": "what is merged is neither hot nor cold",
+        "dax": _NO_LRU,
+    },
+    "idle": {
+        "hugetlb": "hugetlb pages are on no LRU list",
+        "ksm": "a merged page is idle only if none of its many users touches it",
+        "dax": _NO_LRU,
     },
 }
 """For each operation the backings on which it is not tried, with the reason."""
 
-RARE = ("hugetlb-shared",)
+RARE = ("hugetlb-shared", "hugetlb-wide")
 """Backings that only a few scenarios name, because hugetlb and memfd say the rest."""
 
-SHARED = ("memfd", "file-shared")
+SHARED = ("memfd", "file-shared", "dax")
 """Backings that a forked child shares with its parent, instead of having a copy on write."""
 
 # Splitting a VMA inside of a 2 MiB range makes the primary MMU invalidate all of that range, which

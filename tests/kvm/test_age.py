@@ -1,14 +1,19 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Pages that the guest keeps touching are young: reclaim takes the others first."""
+"""Pages that the guest keeps touching are young, and reclaim takes the others first."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import pytest
 from matrix import on_backings
 
+from harness.errors import OracleUnavailable
+from harness.guest.damon import PHYSICAL, VIRTUAL, Damon, damon
 from harness.guest.probe import ProbeGuest
 from harness.guest.settings import multigenerational
 from harness.oracle.evidence import Evidence
+from harness.probe.layout import PAGE_BYTES
 
 SEED = 0x5EED
 # The classic LRU looks at each page once or twice before it takes any.
@@ -18,6 +23,9 @@ MOST_PRESSES = 20
 ASKED = 0.6
 LEAST_COLD = 0.4
 FAVOUR = 2
+# A page in a CPU's LRU batch takes no mark, and a window may have begun before.
+ATTEMPTS = 5
+LARGE_PAGES = 512
 
 
 @pytest.mark.parametrize("lru", ["classic", "multigenerational"])
@@ -54,6 +62,94 @@ def test_reclaim_takes_cold_pages_before_hot_ones(
             most = int(cold_gone / cold * len(hot) / FAVOUR)
             what = f"times that one of {len(hot)} hot pages was gone"
             evidence.at_most("ageing", what, most, hot_gone + returned)
+        evidence.content(hammer.stop())
+    evidence.content(guest.check(SEED))
+    evidence.sound(guest)
+
+
+@on_backings("idle")
+def test_pages_that_nobody_touches_are_idle_and_others_are_not(
+    guest: ProbeGuest, evidence: Evidence
+) -> None:
+    # Of a large page only the first takes the mark, for all of it. The last 2 MiB are for a flush
+    # of the TLB, without which a vcpu might touch a page and nothing show it.
+    step = LARGE_PAGES if guest.backing == "thp" else 1
+    spare = guest.pages - LARGE_PAGES
+    evidence.content(guest.fill(SEED))
+    for _ in range(ATTEMPTS):
+        guest.session.ask("drain_lru")
+        guest.mark_idle()
+        idle = set(guest.idle())
+        if idle.issuperset(range(0, spare, step)):
+            break
+    untouched = [int(page in idle) for page in range(0, spare, step)]
+    evidence.equal("pages that nobody touched to be idle", [1] * len(untouched), untouched)
+    guest.flush_tlbs(spare, LARGE_PAGES)
+    evidence.content(guest.check(SEED, 0, LARGE_PAGES))
+    idle = set(guest.idle())
+    seen = [int(page in idle) for page in range(0, spare, step)]
+    expected = [int(page >= LARGE_PAGES) for page in range(0, spare, step)]
+    evidence.equal("the pages that the guest touched to be idle no more", expected, seen)
+    evidence.content(guest.check(SEED))
+    evidence.sound(guest)
+
+
+@pytest.mark.parametrize(
+    ("backing", "kind"),
+    [("anon", VIRTUAL), ("thp", VIRTUAL), ("hugetlb", VIRTUAL), ("memfd", VIRTUAL),
+     ("thp", PHYSICAL)],
+)  # fmt: skip
+def test_damon_sees_what_the_guest_uses_and_nothing_when_it_idles(
+    guest: ProbeGuest, evidence: Evidence, kind: str
+) -> None:
+    evidence.content(guest.fill(SEED))
+    guest.session.ask("drain_lru")
+    regions = [(guest.hva, guest.hva + guest.bytes)]
+    if kind == PHYSICAL:
+        evidence.mapped_large(guest)
+        regions = _stretches(evidence.frames(guest))
+    with damon(guest, kind, regions) as watched:
+        with guest.hammering() as hammer:
+            hammer.await_visits(guest.pages)
+            used = _accesses(watched)
+        evidence.content(hammer.stop())
+        evidence.at_least("DAMON", "samples in which the guest used its memory", 1, used)
+        for _ in range(ATTEMPTS):
+            idle = _accesses(watched)
+            if not idle:
+                break
+        evidence.at_most("DAMON", "samples in which an idle guest used its memory", 0, idle)
+    evidence.content(guest.check(SEED))
+    evidence.sound(guest)
+
+
+def _accesses(watched: Damon) -> int:
+    return sum(region.accesses for region in watched.window())
+
+
+def _stretches(frames: Sequence[int]) -> list[tuple[int, int]]:
+    """The physical addresses of large pages, one after the other, as (start, end)."""
+    if not frames:
+        raise OracleUnavailable("Where the guest's memory is cannot be read from outside.")
+    starts = sorted({frame - frame % LARGE_PAGES for frame in frames})
+    return [(start * PAGE_BYTES, (start + LARGE_PAGES) * PAGE_BYTES) for start in starts]
+
+
+@pytest.mark.parametrize("backing", ["thp"])
+def test_large_pages_age_as_one(guest: ProbeGuest, evidence: Evidence) -> None:
+    hot, cold = LARGE_PAGES, guest.pages - LARGE_PAGES
+    with multigenerational(guest.session, on=True):
+        evidence.content(guest.fill(SEED))
+        evidence.mapped_large(guest)
+        with guest.hammering(0, 0, hot) as hammer:
+            for _ in range(MOST_PRESSES):
+                hammer.await_visits(2 * hot)
+                gone = ~guest.residency().present
+                if gone.sum() >= cold // 3:
+                    break
+                guest.press(cold // 3)
+        evidence.at_least("ageing", f"of {cold} cold pages gone", cold // 3, int(gone[hot:].sum()))
+        evidence.at_most("ageing", f"of {hot} hot pages gone", 0, int(gone[:hot].sum()))
         evidence.content(hammer.stop())
     evidence.content(guest.check(SEED))
     evidence.sound(guest)

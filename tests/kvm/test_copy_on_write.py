@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 from matrix import on_backings
 
@@ -11,6 +13,7 @@ from harness.oracle.evidence import Evidence
 
 NEW = 0x2E
 WORD = 7
+BREAKPOINT = 0xCC
 
 
 @pytest.mark.parametrize("writer", ["guest", "vmm"])
@@ -45,4 +48,31 @@ def test_what_the_guest_did_not_write_stays_shared(guest: ProbeGuest, evidence: 
     evidence.done("writing", guest.write(NEW, 0, half, word=WORD))
     seen = guest.read(half, half, word=WORD).words
     evidence.equal("the other half to stay as it was", [0] * half, seen, half)
+    evidence.sound(guest)
+
+
+@pytest.mark.parametrize("backing", ["file-private"])
+def test_the_guest_sees_a_breakpoint_come_and_go(guest: ProbeGuest, evidence: Evidence) -> None:
+    zeros = [0] * guest.pages
+    page = guest.pages // 2
+    broken = [BREAKPOINT if each == page else 0 for each in range(guest.pages)]
+    # The kernel sets breakpoints in what could be a program: private, and nobody may write to it.
+    guest.mprotect("read")
+    evidence.equal("untouched memory", zeros, guest.read(0, guest.pages).words)
+    evidence.sound(guest)
+    with contextlib.ExitStack() as stack:
+        with evidence.told(guest, page, 1):
+            stack.enter_context(guest.breakpoint(page))
+        evidence.no_stale_translations(guest)
+        seen_by_host = guest.host_read(0, guest.pages)
+        evidence.equal("a breakpoint, and nothing else", broken, seen_by_host)
+        seen = guest.read(0, guest.pages).words
+        evidence.equal("the guest to see what its VMM sees", broken, seen)
+        evidence.sound(guest)
+        with evidence.told(guest, page, 1):
+            stack.close()
+    evidence.no_stale_translations(guest)
+    evidence.equal("the breakpoint to be gone", zeros, guest.read(0, guest.pages).words)
+    stored = guest.stored()
+    evidence.equal("the file to stay as it was", zeros, stored)
     evidence.sound(guest)

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import signal
 
+import pytest
 from matrix import on_backings
 
-from harness.guest.probe import ProbeGuest
+from harness.guest.probe import GuestFactory, ProbeGuest
 from harness.oracle.evidence import Evidence
 
 SEED = 0x5EED
@@ -62,6 +63,24 @@ def test_memory_is_given_back_although_another_process_holds_the_vm(
         evidence.frames_returned(guest, frames)
     # As long as it lives, a VM may keep the page that is the root of its page tables.
     evidence.memory_given_back(guest)
+
+
+@pytest.mark.parametrize(
+    ("backing", "vcpus"), [("anon", 1), ("thp", 1), ("file-private", 1), ("anon", 2)]
+)
+def test_memory_that_is_reaped_before_the_vmm_exits_leaves_no_spte(
+    probe_guest: GuestFactory, evidence: Evidence, backing: str, vcpus: int
+) -> None:
+    with probe_guest(vcpus=vcpus, backing=backing) as guest:
+        evidence.content(guest.fill(SEED))
+        evidence.sound(guest)
+        frames = evidence.frames(guest)
+        with guest.held():
+            evidence.mapped_at_most(guest.kill_and_reap(), 0)
+            status = guest.await_death()
+            evidence.equal("the VMM to die of it", [signal.SIGKILL], [status or 0])
+            evidence.frames_returned(guest, frames)
+        evidence.memory_given_back(guest)
 
 
 def test_a_vmm_that_the_oom_killer_ends_gives_all_memory_back(

@@ -6,7 +6,8 @@ from __future__ import annotations
 import pytest
 from matrix import on_backings
 
-from harness.guest.probe import ProbeGuest
+from harness.guest.probe import GuestFactory, ProbeGuest
+from harness.guest.settings import khugepaged
 from harness.oracle.evidence import Evidence
 
 SEED = 0x5EED
@@ -62,6 +63,32 @@ def test_small_mappings_of_a_large_page_are_collapsed(
     evidence.sound(guest)
 
 
+@pytest.mark.parametrize("backing", ["anon"])
+def test_khugepaged_collapses_what_only_the_guest_uses(
+    guest: ProbeGuest, evidence: Evidence
+) -> None:
+    # Nothing but Accessed bits of sptes tells one half from the other: those of ptes are cleared
+    # with the mark, what the kernel remembers of them by the advice, and the last 2 MiB are for a
+    # flush of the TLB.
+    used, unused, spare = (0, 512), (512, 512), (1536, 512)
+    evidence.content(guest.fill(SEED))
+    guest.session.ask("drain_lru")
+    guest.mark_idle()
+    guest.madvise("cold")
+    guest.flush_tlbs(*spare)
+    evidence.content(guest.check(SEED, *used))
+    frames = evidence.frames(guest, *used)
+    with khugepaged(guest.session) as looked, evidence.told(guest, *used):
+        guest.madvise("hugepage", 0, 1024)
+        looked()
+    evidence.no_stale_translations(guest)
+    evidence.frames_returned(guest, frames)
+    evidence.content(guest.check(SEED))
+    evidence.mapped_by_sptes(guest, LARGE, *used)
+    evidence.mapped_by_sptes(guest, SMALL, *unused)
+    evidence.sound(guest)
+
+
 @on_backings("collapse")
 def test_a_hammering_guest_loses_no_write_to_collapse(
     guest: ProbeGuest, evidence: Evidence
@@ -74,6 +101,29 @@ def test_a_hammering_guest_loses_no_write_to_collapse(
     evidence.content(hammer.stop())
     evidence.content(guest.check(SEED))
     evidence.sound(guest)
+
+
+@pytest.mark.parametrize("backing", ["hugetlb-wide"])
+@pytest.mark.parametrize("vcpus", [1, 2])
+def test_a_page_table_that_a_child_shared_is_dropped_with_its_sptes(
+    probe_guest: GuestFactory, evidence: Evidence, backing: str, vcpus: int
+) -> None:
+    with probe_guest(vcpus=vcpus, backing=backing) as guest, guest.forked() as child:
+        evidence.content(guest.fill(SEED))
+        before = child.read(0, guest.pages, word=WORD)
+        evidence.mapped_by_sptes(guest, LARGE)
+        # A mapping that is split within the 1 GiB that the table is for cannot share it.
+        with evidence.told(guest):
+            guest.mprotect("read", 512, 512)
+        evidence.no_stale_translations(guest)
+        evidence.sptes_dropped(guest)
+        evidence.content(guest.check(SEED))
+        evidence.refused("a write to memory that may only be read", guest.write(NEW, 512), 512)
+        guest.mprotect("readwrite", 512, 512)
+        evidence.done("writing", guest.write(NEW, 0, guest.pages, word=WORD))
+        seen = child.read(0, guest.pages, word=WORD)
+        evidence.equal("the child to see it, too", [NEW] * len(before), seen)
+        evidence.sound(guest)
 
 
 @pytest.mark.parametrize("how", ["debugfs", "protection", "mapping", "discard"])

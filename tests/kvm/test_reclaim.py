@@ -104,6 +104,19 @@ def test_a_guest_gets_by_with_half_of_its_memory(guest: ProbeGuest, evidence: Ev
     evidence.sound(guest)
 
 
+@on_backings("squeeze")
+def test_a_lower_limit_drives_a_guest_out(guest: ProbeGuest, evidence: Evidence) -> None:
+    # Another way into reclaim than memory.reclaim: whoever lowers the limit reclaims directly.
+    most = guest.pages // 8
+    evidence.content(guest.fill(SEED))
+    evidence.sound(guest)
+    left = guest.squeeze(most)
+    evidence.at_most("reclaim", "pages in memory under a lower memory.max", most, left)
+    evidence.no_stale_translations(guest)
+    evidence.content(guest.check(SEED))
+    evidence.sound(guest)
+
+
 @pytest.mark.parametrize("backing", ["anon", "memfd"])
 def test_swapoff_brings_everything_back_to_a_running_guest(
     guest: ProbeGuest, evidence: Evidence

@@ -37,6 +37,29 @@ def test_the_guest_waits_where_userfaultfd_protects(guest: ProbeGuest, evidence:
     evidence.sound(guest)
 
 
+@on_backings("track writes")
+def test_the_guests_writes_are_found_without_anybody_waiting(
+    guest: ProbeGuest, evidence: Evidence
+) -> None:
+    evidence.content(guest.fill(SEED))
+    evidence.sound(guest)
+    size = LARGE_PAGES if guest.backing in ("thp", "hugetlb") else 1
+    with guest.tracked() as written:
+        evidence.no_stale_translations(guest)
+        for round_ in range(2):
+            evidence.content(guest.check(SEED))
+            pages = [round_, 700 + round_ * LARGE_PAGES, guest.pages - 1]
+            for page in pages:
+                evidence.done("writing", guest.write(NEW, page, word=WORD))
+            with evidence.told(guest):
+                found = sorted({page // size for page in written()})
+            expected = [page // size for page in pages]
+            evidence.equal("the pages written to, and no other", expected, found)
+            evidence.no_stale_translations(guest)
+    evidence.content(guest.check(SEED))
+    evidence.sound(guest)
+
+
 @on_backings("userfault move")
 def test_pages_that_userfaultfd_moves_are_gone(guest: ProbeGuest, evidence: Evidence) -> None:
     first, pages = LARGE_PAGES, LARGE_PAGES

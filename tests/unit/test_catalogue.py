@@ -14,6 +14,7 @@ from harness.control import all_controls
 from harness.kernel.reference import DebianSource
 from harness.machine.mmu import Mmu, parse
 from harness.progress import Silent
+from harness.result.hooks import HOOKS
 from harness.store import Store
 
 ROOT = Path(__file__).parents[2]
@@ -65,6 +66,14 @@ def test_each_scenario_is_in_the_suite_once(item: Entry, suite: list[str]) -> No
         found = [id for id in suite if matches(scenario, id) and f"{modes[0]}-legacy" not in id]
         found = [id for id in found if any(mode in id.partition("[")[2] for mode in modes)]
         assert len(found) == len(modes), scenario
+
+
+def test_a_hook_that_only_some_tests_count_for_has_such_tests(suite: list[str]) -> None:
+    particular = [hook for hook in HOOKS if hook.only]
+    assert particular
+    for hook in particular:
+        assert any(hook.within(id) for id in suite), hook.function
+        assert not all(hook.within(id) for id in suite), hook.function
 
 
 def test_a_control_has_three_scenarios_that_should_not_care_or_breaks_all() -> None:

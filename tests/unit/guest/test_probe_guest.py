@@ -25,7 +25,7 @@ from harness.probe.memory import pack
 PAGES = 8
 FACTS = {
     "pid": 70, "vm_fd": 9, "statistics_fd": 10, "hva": 0x7F0000000000, "gpa": 1 << 30,
-    "pages": PAGES, "vcpus": 2,
+    "pages": PAGES, "vcpus": 2, "path": "/var/tmp/mmu-guest1",
 }  # fmt: skip
 REPORT = {field: 0 for field, *_ in layout.Mailbox._fields_} | {"refusals": 0}
 PRESENT, SWAPPED, SOFT_DIRTY = 1 << 63, 1 << 62, 1 << 55
@@ -550,7 +550,8 @@ def test_write_protection_asks_for_what_this_kind_of_memory_needs(
     with guest.write_protected(2, 3):
         assert not agent.of("end_protection")
     # Also of hugetlb memory that is private: the kernel calls the feature so for both.
-    files = ["write-protect-files"] if backing in ("hugetlb", "hugetlb-shared", "memfd") else []
+    kinds = ("hugetlb", "hugetlb-shared", "hugetlb-wide", "memfd")
+    files = ["write-protect-files"] if backing in kinds else []
     assert asked(agent) == [
         {"op": "protect_by_userfault", "first": 2, "pages": 3,
          "features": ["write-protect", *files]},
@@ -569,7 +570,144 @@ def test_pages_that_userfaultfd_moves_are_at_an_address(agent: Scripted, guest: 
     assert asked(agent) == [{"op": "move_by_userfault", "first": 1, "pages": 2}]
 
 
+# Writes, ages, breakpoints and devices.
+
+
+@pytest.mark.parametrize("backing", ["anon", "memfd"])
+def test_writes_are_tracked_while_the_context_is_open(agent: Scripted, backing: str) -> None:
+    session, _ = session_with(agent)
+    guest = ProbeGuest(session, "guest1", FACTS, "", backing)
+    agent.answers["written"] = [3, 4]
+    with guest.tracked() as written:
+        assert written() == [3, 4]
+        assert not agent.of("end_tracking")
+    first, *rest = asked(agent)
+    assert (first["op"], first["first"], first["pages"]) == ("track_writes", 0, PAGES)
+    features = {"write-protect", "write-protect-async", "write-protect-unpopulated"}
+    files = {"write-protect-files"} if backing == "memfd" else set()
+    assert set(first["features"]) == features | files
+    assert [request["op"] for request in rest] == ["written", "end_tracking"]
+
+
+def test_a_kernel_that_tracks_no_writes_is_said_to_lack_it(
+    agent: Scripted, guest: ProbeGuest
+) -> None:
+    agent.answers["track_writes"] = failed(errno.EINVAL)
+    with pytest.raises(OracleUnavailable, match=r"v6\.7"), guest.tracked():
+        pytest.fail("it was not said")
+
+
+def test_pages_are_marked_idle_and_looked_at(agent: Scripted, guest: ProbeGuest) -> None:
+    agent.answers["idle"] = [2]
+    guest.mark_idle(1, 3)
+    assert guest.idle() == [2]
+    assert asked(agent) == [
+        {"op": "mark_idle", "first": 1, "pages": 3},
+        {"op": "idle", "first": 0, "pages": PAGES},
+    ]
+    agent.answers["mark_idle"] = failed(errno.ENOENT)
+    with pytest.raises(OracleUnavailable, match="no idle page tracking"):
+        guest.mark_idle()
+
+
+def test_tlbs_are_flushed_by_rights_that_go_and_come(agent: Scripted, guest: ProbeGuest) -> None:
+    guest.flush_tlbs(2, 4)
+    rights = [{**request} for request in asked(agent)]
+    same = {"op": "mprotect", "first": 2, "pages": 4}
+    assert rights == [{**same, "protection": "read"}, {**same, "protection": "readwrite"}]
+
+
+def test_a_device_says_how_many_pages_it_took(agent: Scripted, guest: ProbeGuest) -> None:
+    agent.answers["give_to_device"] = 5
+    assert guest.give_to_device("private") == 5
+    assert asked(agent) == [{"op": "give_to_device", "first": 0, "pages": PAGES, "how": "private"}]
+
+
+EVENT = "/sys/kernel/tracing/events/mmu_harness/guest1/enable"
+UPROBES = "/sys/kernel/tracing/uprobe_events"
+
+
+def test_a_breakpoint_is_set_in_the_file_and_removed(agent: Scripted, guest: ProbeGuest) -> None:
+    agent.answers.update(exists=True, read="0\n")
+    with guest.breakpoint(3):
+        assert [(request["path"], request["text"]) for request in agent.of("write")] == [
+            (UPROBES, "p:mmu_harness/guest1 /var/tmp/mmu-guest1:0x3000\n"),
+            (EVENT, "1"),
+        ]
+    assert [(request["path"], request["text"]) for request in agent.of("write")[2:]] == [
+        (EVENT, "0\n"),
+        (UPROBES, ""),
+    ]
+
+
+def test_a_kernel_without_uprobes_sets_no_breakpoint(agent: Scripted, guest: ProbeGuest) -> None:
+    agent.answers["exists"] = False
+    with pytest.raises(OracleUnavailable, match="UPROBE_EVENTS"), guest.breakpoint(3):
+        pytest.fail("it was not said")
+
+
+# A limit that is lowered.
+
+
+class Squeezed(Scripted):
+    """A guest whose pages leave memory as its limit sinks, but for ``stuck`` of them."""
+
+    def __init__(self, stuck: int = 0) -> None:
+        super().__init__()
+        self.left = PAGES
+        self.stuck = stuck
+        self.limits: list[str] = []
+        self.scores: list[str] = []
+        self.answers.update(
+            pagemap=lambda _: pack(np.full(PAGES, 0, np.uint64).tobytes()),
+            mincore=lambda _: pack(bytes([1] * self.left + [0] * (PAGES - self.left))),
+            read=lambda request: {"memory.current": "1000000\n"}.get(
+                request["path"].rpartition("/")[2], "3\n"
+            ),
+            write=self.write,
+        )
+
+    def write(self, request: Request) -> None:
+        path, text = request["path"], request["text"]
+        if path.endswith("memory.max"):
+            self.limits.append(text)
+            if text != "max":
+                self.left = max(self.stuck, self.left - (1000000 - int(text)) // 4096)
+        elif path.endswith("oom_score_adj"):
+            self.scores.append(text)
+
+
+@pytest.mark.usefixtures("clock")
+@pytest.mark.parametrize(("stuck", "left"), [(0, 2), (5, 5)])
+def test_a_limit_is_lowered_as_far_as_it_goes_and_lifted(stuck: int, left: int) -> None:
+    agent = Squeezed(stuck)
+    session, _ = session_with(agent)
+    guest = ProbeGuest(session, "guest1", FACTS, "/sys/fs/cgroup/mmu-guest1")
+    assert guest.squeeze(2) == left
+    assert agent.scores == ["-1000"], "no disk is so slow that a VMM dies of it"
+    assert agent.limits[-1] == "max"
+    assert all(int(limit) < 1000000 for limit in agent.limits[:-1])
+
+
 # What others do.
+
+
+def test_memory_is_reaped_while_somebody_has_the_vm(agent: Scripted, guest: ProbeGuest) -> None:
+    agent.answers["kill_and_reap"] = {"pages_4k": 0}
+    with guest.held():
+        assert guest.kill_and_reap() == {"pages_4k": 0}
+    assert agent.of("kill_and_reap") == [{"op": "kill_and_reap", "name": "guest1"}]
+
+
+@pytest.mark.parametrize(
+    ("number", "error"), [(errno.ENOSYS, OracleUnavailable), (errno.ESRCH, ProbeError)]
+)
+def test_memory_that_cannot_be_reaped_is_no_verdict_on_the_kernel(
+    agent: Scripted, guest: ProbeGuest, number: int, error: type[Exception]
+) -> None:
+    agent.answers["kill_and_reap"] = failed(number)
+    with pytest.raises(error):
+        guest.kill_and_reap()
 
 
 def test_another_process_moves_all_pages(agent: Scripted, guest: ProbeGuest) -> None:

@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 from fake_session import FakeClock, Request, session_with
 
-from harness.errors import OracleUnavailable, Violation
+from harness.errors import CommandError, OracleUnavailable, Violation
 from harness.guest import settings as module
 from harness.guest.session import Session
 from harness.guest.settings import (
+    device_memory,
     failing_allocations,
+    khugepaged,
     merged_pages,
     merging,
     multigenerational,
@@ -198,6 +200,64 @@ def test_merging_that_does_not_come_about_is_counted_when_time_is_up(
     start = clock.now
     assert merged_pages(counting(1, [5], pace), 107) == 6
     assert module._KSM_SECONDS * pace <= clock.now - start <= module._KSM_SECONDS * pace + 2
+
+
+# khugepaged.
+
+HUGE = "/sys/kernel/mm/transparent_hugepage/khugepaged"
+
+
+def daemon(**files: str) -> dict[str, str]:
+    knobs = {"scan_sleep_millisecs": "10000\n", "alloc_sleep_millisecs": "60000\n",
+             "pages_to_scan": "4096\n"}  # fmt: skip
+    return {f"{HUGE}/{name}": value for name, value in {**knobs, **files}.items()}
+
+
+@pytest.mark.usefixtures("clock")
+def test_khugepaged_has_looked_at_all_when_it_has_been_round_anew() -> None:
+    before = daemon(full_scans="7\n")
+    ours, agent = host(before)
+    rounds = iter(range(7, 100))
+
+    def agent_that_scans(request: Request) -> Any:
+        if request["op"] == "read" and request["path"].endswith("full_scans"):
+            return {"ok": f"{next(rounds)}\n"}
+        return agent(request)
+
+    ours = session_with(agent_that_scans)[0]
+    with khugepaged(ours) as looked:
+        assert agent.files[f"{HUGE}/scan_sleep_millisecs"] == "1"
+        looked()
+        assert next(rounds) == 11, "7 at first, then until it was 10"
+    assert agent.files == before
+
+
+def test_a_kernel_without_khugepaged_is_said_to_lack_it() -> None:
+    with pytest.raises(OracleUnavailable, match="has no khugepaged"), khugepaged(host({})[0]):
+        pytest.fail("it was not said")
+
+
+# A device with memory of its own.
+
+
+def test_the_device_is_loaded_and_unloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, _ = host({})
+    run: list[list[str]] = []
+    monkeypatch.setattr(ours.host, "run", lambda argv, deadline: run.append(argv))
+    with device_memory(ours):
+        assert run == [["modprobe", "test_hmm"]]
+    assert run[1:] == [["modprobe", "-r", "test_hmm"]]
+
+
+def test_a_kernel_without_the_device_is_said_to_lack_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, _ = host({})
+
+    def run(argv: list[str], deadline: object) -> None:
+        raise CommandError(argv, 1, "modprobe: FATAL: Module test_hmm not found")
+
+    monkeypatch.setattr(ours.host, "run", run)
+    with pytest.raises(OracleUnavailable, match="TEST_HMM"), device_memory(ours):
+        pytest.fail("it was not said")
 
 
 # Swap.

@@ -144,3 +144,14 @@ def test_parameters_of_the_caller_come_last() -> None:
 def test_delay_loop_is_preset_only_under_emulation() -> None:
     assert "lpj=" in kernel_command_line(SPEC)
     assert "lpj=" not in kernel_command_line(dataclasses.replace(SPEC, accelerator=KVM))
+
+
+def test_persistent_memory_comes_on_top_of_the_other() -> None:
+    words = argv(dataclasses.replace(SPEC, memory_mib=1000, pmem_mib=64), RUN)
+    assert values(words, "-m") == ["1000M,slots=1,maxmem=1064M"]
+    (pmem,) = (word for word in values(words, "-object") if "id=pmem" in word)
+    # A kind of memory that has a file: QEMU answers a flush by syncing that.
+    assert pmem == "memory-backend-memfd,id=pmem,size=64M,share=on"
+    assert "virtio-pmem-pci,memdev=pmem" in values(words, "-device")
+    assert values(argv(SPEC, RUN), "-m") == [f"{SPEC.memory_mib}M"]
+    assert "pmem" not in " ".join(argv(SPEC, RUN))

@@ -149,6 +149,7 @@ class Kernel:
             swap_cache=none,
             page_cache=none,
             private=none,
+            device=none,
             reserved=none,
         )
 
@@ -416,6 +417,7 @@ def returned(
             swap_cache=one(kind.swap_cache),
             page_cache=one(False),
             private=one(False),
+            device=one(False),
             reserved=one(False),
         )
 

@@ -27,6 +27,7 @@ class Page:
     swap_cache: bool = False
     page_cache: bool = False
     private: bool = False
+    device: bool = False
     reserved: bool = False
 
 
@@ -48,6 +49,7 @@ def states(*pages: Page) -> PageStates:
         swap_cache=flags("swap_cache"),
         page_cache=flags("page_cache"),
         private=flags("private"),
+        device=flags("device"),
         reserved=flags("reserved"),
     )
 
@@ -82,6 +84,12 @@ FILE = Page(anon=False, page_cache=True)
             dataclasses.replace(FILE, pages=16, mapcount=2, private=True),
             19,
             id="a large page of a file with buffer heads",
+        ),
+        pytest.param(
+            dataclasses.replace(FILE, mapcount=0, device=True), 1, id="of a device, not counted"
+        ),
+        pytest.param(
+            dataclasses.replace(FILE, mapcount=2, device=True), 2, id="of a device, counted"
         ),
     ],
 )

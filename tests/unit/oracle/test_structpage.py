@@ -23,6 +23,7 @@ BITS = {
     "PG_locked": 0, "PG_swapcache": 10, "PG_reserved": 12, "PG_private": 13,
     "PG_head": 16, "PG_swapbacked": 18, "PG_double_map": 8,
 }  # fmt: skip
+FS_DAX, PRIVATE = 2, 1
 ANON = 0xFFFF_8880_0000_1001
 FILE = 0xFFFF_8880_0000_2000
 
@@ -80,7 +81,7 @@ class Memmap:
         self,
         frames: dict[int, Frame],
         folios: dict[int, Folio] | None = None,
-        **variables: int,
+        **variables: Any,
     ) -> None:
         self.frames = frames
         self.folios = folios or {}
@@ -96,7 +97,11 @@ class Memmap:
     def type(self, name: str) -> Any:
         return self._types[name]
 
-    def __getitem__(self, name: str) -> int:
+    def constant(self, name: str) -> Any:
+        assert name == "MEMORY_DEVICE_FS_DAX"
+        return number(FS_DAX)
+
+    def __getitem__(self, name: str) -> Any:
         return self.variables[name]
 
     def folio(self, kind: str, value: int) -> Folio:
@@ -128,11 +133,22 @@ def states(
     frames: dict[int, Frame],
     *pfns: int,
     folios: dict[int, Folio] | None = None,
-    **variables: int,
+    **variables: Any,
 ) -> tuple[PageStates, Memmap]:
     program = Memmap(frames, folios, **variables)
     asked = np.array(pfns or tuple(frames), np.uint64)
     return page_states(program, asked), program
+
+
+def number(value: int) -> Any:
+    """An integer of the kernel."""
+    return SimpleNamespace(value_=lambda: value)
+
+
+def pagemap(first: int, last: int, kind: int) -> Any:
+    """A struct dev_pagemap: whose the frames from ``first`` to ``last`` are."""
+    span = SimpleNamespace(start=first * 4096, end=(last + 1) * 4096 - 1)
+    return SimpleNamespace(type=number(kind), range=span)
 
 
 def only(frame: Frame) -> PageStates:
@@ -176,6 +192,32 @@ FLAGS = ("anon", "swap_cache", "page_cache", "private", "reserved")
 def test_flags_mean_what_the_kernel_means(frame: Frame, expected: set[str]) -> None:
     seen = only(frame)
     assert {name for name in FLAGS if getattr(seen, name)[0]} == expected
+
+
+def test_frames_of_a_dax_device_are_no_reserved_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    maps = [pagemap(0x300, 0x3FF, PRIVATE), pagemap(0x401, 0x4FF, FS_DAX)]
+    monkeypatch.setattr(structpage, "xa_for_each", lambda array: enumerate(array))
+    array: Any = SimpleNamespace(address_of_=lambda: maps)
+    frames = {
+        pfn: Frame(mapcount=0, mapping=FILE, flags=("PG_reserved",))
+        for pfn in (0x1, 0x300, 0x400, 0x401, 0x4FF, 0x500)
+    }
+    frames[0x402] = Frame(mapcount=0, mapping=FILE)
+    seen, _ = states(frames, pgmap_array=array)
+    assert [hex(pfn) for pfn in seen.pfn[seen.device]] == ["0x401", "0x4ff", "0x402"]
+    assert [hex(pfn) for pfn in seen.pfn[seen.reserved]] == ["0x1", "0x300", "0x400", "0x500"]
+
+
+@pytest.mark.parametrize("problem", ["no array", "no range"])
+def test_a_kernel_that_keeps_devices_otherwise_has_none(
+    monkeypatch: pytest.MonkeyPatch, problem: str
+) -> None:
+    monkeypatch.setattr(structpage, "xa_for_each", lambda array: enumerate(array))
+    maps: Any = SimpleNamespace(address_of_=lambda: [SimpleNamespace(type=number(FS_DAX))])
+    variables = {"pgmap_array": maps} if problem == "no range" else {}
+    seen, _ = states({0x400: Frame(flags=("PG_reserved",))}, **variables)
+    assert seen.reserved.tolist() == [True]
+    assert not seen.device.any()
 
 
 def test_frames_come_back_in_the_order_asked() -> None:

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 from fake_statistics import statistics_file
 
-from harness.probe import agent, system, vmm
+from harness.probe import agent, pmem, system, vmm
 from harness.probe.agent import Agent, Guest
 from harness.probe.backing import BACKINGS
 from harness.probe.layout import PAGE_BYTES
@@ -272,6 +272,7 @@ def make(tmp_path: Path, files: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     monkeypatch.setattr(vmm, "run_vmm", run_vmm)
     monkeypatch.setattr(agent, "_CGROUPS", tmp_path)
     monkeypatch.setattr(agent, "_FILES", files)
+    monkeypatch.setattr(pmem, "directory", lambda: files)
     payload = SimpleNamespace(joinpath=lambda _: SimpleNamespace(read_bytes=lambda: b""))
     monkeypatch.setattr("importlib.resources.files", lambda _: payload)
     guests: list[Guest] = []
@@ -387,7 +388,7 @@ def test_a_guest_gets_the_memory_that_was_asked_for_and_leaves_no_file(
 ) -> None:
     ours = Agent()
     created(ours, "one", backing=backing)
-    on_disk = BACKINGS[backing].file == "disk"
+    on_disk = BACKINGS[backing].file in ("disk", "dax")
     assert given(ours, "one") == [backing, str(files / "mmu-one") if on_disk else ""]
     assert [path.name for path in files.iterdir()] == (["mmu-one"] if on_disk else [])
     ask(ours, "close", name="one")

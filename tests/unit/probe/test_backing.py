@@ -21,8 +21,8 @@ from harness.probe.memory import Memory
 
 PAGES = LARGE_PAGE_BYTES // PAGE_BYTES
 WITH_FILE = [name for name, backing in BACKINGS.items() if backing.file]
-ON_DISK = [name for name, backing in BACKINGS.items() if backing.file == "disk"]
-SHARED = ["memfd", "file-shared", "hugetlb-shared"]
+ON_DISK = [name for name, backing in BACKINGS.items() if backing.file in ("disk", "dax")]
+SHARED = ["memfd", "file-shared", "hugetlb-shared", "hugetlb-wide", "dax"]
 LARGE = [name for name, backing in BACKINGS.items() if backing.page_bytes > PAGE_BYTES]
 
 

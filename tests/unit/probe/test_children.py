@@ -146,6 +146,7 @@ def test_a_vmm_describes_itself(ours: vmm.Vmm) -> None:
         "pid": os.getpid(),
         "vm_fd": 3,
         "statistics_fd": 4,
+        "path": "",
         "hva": ours._memory.hva,
         "pages": PAGES,
         "gpa": layout.MEMORY_GPA,
@@ -273,3 +274,36 @@ def test_a_child_that_is_killed_is_no_mystery(ours: vmm.Vmm) -> None:
     error = child(ours, "c", "peek", first=0, pages=1, word=0)["error"]
     assert error["kind"] == "ChildKilled"
     assert "wait status 9" in error["text"]
+
+
+# A write that would wait for itself.
+
+
+@pytest.fixture
+def protection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write protection that a kernel need not have: nobody writes to what it protects."""
+    fake = SimpleNamespace(close=lambda: None, faults=[])
+    monkeypatch.setattr(vmm, "WriteProtection", lambda *_: fake)
+
+
+@pytest.mark.usefixtures("protection")
+@pytest.mark.parametrize(("first", "pages"), [(1, 1), (2, 1), (0, 2), (0, PAGES)])
+def test_a_vmm_that_would_wait_for_itself_says_so_instead(
+    ours: vmm.Vmm, first: int, pages: int
+) -> None:
+    ask(ours, "protect_by_userfault", first=1, pages=2, features=["write-protect"])
+    where = {"first": first, "pages": pages, "word": 0}
+    error = ask(ours, "poke", **where, value=1)["error"]
+    assert error["errno"] is None
+    assert f"pages {first}+{pages} are write-protected" in error["text"]
+    assert ask(ours, "peek", **where) == {"ok": [0] * pages}
+    ask(ours, "end_protection")
+    assert ask(ours, "poke", **where, value=1) == {"ok": None}
+    assert ask(ours, "peek", **where) == {"ok": [1] * pages}
+
+
+@pytest.mark.usefixtures("protection")
+@pytest.mark.parametrize("page", [0, 3])
+def test_a_vmm_writes_beside_what_is_protected(ours: vmm.Vmm, page: int) -> None:
+    ask(ours, "protect_by_userfault", first=1, pages=2, features=["write-protect"])
+    assert ask(ours, "poke", first=page, pages=1, word=0, value=1) == {"ok": None}

@@ -13,7 +13,7 @@ import pytest
 from c_program import numbers
 from fake_statistics import statistics_file
 
-from harness.probe import backing, kvm, memory, race, system, userfault
+from harness.probe import backing, kvm, memory, race, storage, system, userfault
 
 STRUCTURES = {
     "struct kvm_userspace_memory_region": kvm.MemoryRegion,
@@ -22,6 +22,7 @@ STRUCTURES = {
     "struct kvm_dtable": kvm.Dtable,
     "struct kvm_sregs": kvm.Sregs,
 }
+NOT_THERE = {"UNKNOWN": 0x2, "DELALLOC": 0x4, "ENCODED": 0x8, "UNWRITTEN": 0x800}
 REQUESTS = (
     "GET_API_VERSION",
     "CREATE_VM",
@@ -150,8 +151,11 @@ def test_userfaultfd_has_the_numbers_of_the_kernel(tmp_path: Path) -> None:
     features = {
         "UFFD_FEATURE_PAGEFAULT_FLAG_WP": userfault.FEATURES["write-protect"],
         "UFFD_FEATURE_WP_HUGETLBFS_SHMEM": userfault.FEATURES["write-protect-files"],
+        "UFFD_FEATURE_WP_UNPOPULATED": userfault.FEATURES["write-protect-unpopulated"],
+        "UFFD_FEATURE_WP_ASYNC": userfault.FEATURES["write-protect-async"],
         "UFFD_FEATURE_MOVE": userfault.FEATURES["move"],
     }
+    newer = {"UFFDIO_MOVE", "UFFD_FEATURE_WP_UNPOPULATED", "UFFD_FEATURE_WP_ASYNC"}
     assert len(features) == len(userfault.FEATURES)
     names = {
         "UFFD_API": userfault._API_VERSION,
@@ -168,7 +172,50 @@ def test_userfaultfd_has_the_numbers_of_the_kernel(tmp_path: Path) -> None:
     }
     said = numbers(list(names), ["<linux/ioctl.h>", "<linux/userfaultfd.h>"], tmp_path)
     assert said == {name: names[name] for name in said}
-    assert said.keys() >= names.keys() - {"UFFDIO_MOVE", "UFFD_FEATURE_MOVE"}, "those are of v6.8"
+    newer.add("UFFD_FEATURE_MOVE")
+    assert said.keys() >= names.keys() - newer, "those came from v6.4 to v6.8"
+
+
+def test_the_scan_of_a_pagemap_has_the_numbers_of_the_kernel(tmp_path: Path) -> None:
+    headers = ["<linux/ioctl.h>", "<linux/fs.h>"]
+    if not numbers(["PAGEMAP_SCAN"], headers, tmp_path):
+        pytest.skip("These kernel headers have no PAGEMAP_SCAN, which came with v6.7.")
+    names = {
+        "PAGEMAP_SCAN": userfault._PAGEMAP_SCAN,
+        "PM_SCAN_WP_MATCHING": userfault._SCAN_PROTECTS,
+        "PM_SCAN_CHECK_WPASYNC": userfault._SCAN_CHECKS,
+        "PAGE_IS_WRITTEN": userfault._IS_WRITTEN,
+    }
+    order = (
+        "size", "flags", "start", "end", "walk_end", "vec", "vec_len", "max_pages",
+        "category_inverted", "category_mask", "category_anyof_mask", "return_mask",
+    )  # fmt: skip
+    places = {f"offsetof(struct pm_scan_arg, {name})": 8 * n for n, name in enumerate(order)}
+    sizes = {
+        "sizeof(struct pm_scan_arg)": userfault._SCAN.size,
+        "sizeof(struct page_region)": userfault._REGION.size,
+    }
+    expected = {**names, **places, **sizes}
+    assert numbers(list(expected), headers, tmp_path) == expected
+
+
+def test_where_files_are_is_asked_in_the_words_of_the_kernel(tmp_path: Path) -> None:
+    expected = {
+        "FS_IOC_FIEMAP": storage._FIEMAP,
+        "sizeof(struct fiemap)": storage._HEADER.size,
+        "offsetof(struct fiemap, fm_mapped_extents)": 20,
+        "offsetof(struct fiemap, fm_extent_count)": 24,
+        "sizeof(struct fiemap_extent)": storage._EXTENT.size,
+        "offsetof(struct fiemap_extent, fe_logical)": 0,
+        "offsetof(struct fiemap_extent, fe_physical)": 8,
+        "offsetof(struct fiemap_extent, fe_length)": 16,
+        "offsetof(struct fiemap_extent, fe_flags)": 40,
+        "FIEMAP_EXTENT_LAST": storage._LAST,
+    }
+    expected |= {f"FIEMAP_EXTENT_{name}": bit for name, bit in NOT_THERE.items()}
+    assert sum(NOT_THERE.values()) == storage._NOT_THERE
+    headers = ["<linux/ioctl.h>", "<linux/fs.h>", "<linux/fiemap.h>"]
+    assert numbers(list(expected), headers, tmp_path) == expected
 
 
 def test_userfaultfd_speaks_in_the_structures_of_the_kernel(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ import ctypes
 import os
 import re
 import signal
-import tempfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +17,7 @@ import numpy as np
 import pytest
 from forked import in_child, signal_of
 
-from harness.probe import memory
+from harness.probe import memory, storage
 from harness.probe.layout import PAGE_BYTES, PAGE_WORDS
 from harness.probe.memory import Memory
 
@@ -428,66 +427,56 @@ def test_what_is_synchronized_is_not_dirty_any_more(tmp_path: Path, how: str) ->
 
 def dirty(address: int) -> int:
     """How many KiB of the mapping at an address are dirty."""
-    text = Path("/proc/self/smaps").read_text()
+    # It may be the first of all.
+    text = "\n" + Path("/proc/self/smaps").read_text()
     mapping = text[text.index(f"\n{address:x}-") :]
     return sum(int(size) for size in re.findall(r"_Dirty: +(\d+) kB", mapping)[:2])
 
 
-@pytest.mark.parametrize("how", ["msync", "fsync"])
-def test_what_is_synchronized_stands_on_the_disk(tmp_path: Path, how: str) -> None:
-    def run(ours: Memory) -> tuple[list[int], list[int]]:
-        if how == "msync":
-            ours.msync(0, 8)
-        else:
-            ours.fsync()
-        return ours.stored(0, 8, 0), ours.stored(2, 3, 0)
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that has what the file has; what it has without being asked is tested elsewhere."""
 
-    assert on_disk(_unless_direct(run), tmp_path / "file") == (
-        [1, 2, 3, 4, 5, 6, 7, 8],
-        [3, 4, 5],
-    )
+    def read_stored(path: str, offset: int, size: int, device: str) -> bytes:
+        assert device == f"the disk of {path}"
+        return Path(path).read_bytes()[offset : offset + size]
+
+    monkeypatch.setattr(storage, "device_of", lambda path: f"the disk of {path}")
+    monkeypatch.setattr(storage, "read_stored", read_stored)
 
 
+@pytest.mark.usefixtures("disk")
+def test_each_word_of_a_stored_page_can_be_read(tmp_path: Path) -> None:
+    def run(ours: Memory) -> list[list[int]]:
+        for word in (1, 511):
+            ours.poke(5, 1, word, word)
+        return [ours.stored(4, 2, word) for word in (0, 1, 511)]
+
+    assert on_disk(run, tmp_path / "file") == [[5, 6], [0, 1], [0, 511]]
+
+
+@pytest.mark.usefixtures("disk")
 def test_what_is_written_to_private_memory_never_stands_on_the_disk(tmp_path: Path) -> None:
     def run(ours: Memory) -> list[int]:
         ours.msync(0, 8)
         ours.fsync()
         return ours.stored(0, 8, 0)
 
-    assert on_disk(_unless_direct(run), tmp_path / "file", "file-private") == [0] * 8
+    assert on_disk(run, tmp_path / "file", "file-private") == [0] * 8
 
 
-def test_each_word_of_a_stored_page_can_be_read(tmp_path: Path) -> None:
-    def run(ours: Memory) -> list[list[int]]:
-        for word in (1, 511):
-            ours.poke(5, 1, word, word)
-        ours.fsync()
-        return [ours.stored(4, 2, word) for word in (0, 1, 511)]
+def test_the_frames_of_memory_are_those_that_are_there() -> None:
+    def run() -> list[int]:
+        ours = Memory(8)
+        ours.poke(2, 3, 0, 1)
+        return ours.frames(1, 5)
 
-    assert on_disk(_unless_direct(run), tmp_path / "file") == [[5, 6], [0, 1], [0, 511]]
-
-
-def test_a_file_that_is_too_short_has_no_such_words(tmp_path: Path) -> None:
-    def run(ours: Memory) -> str:
-        ours.truncate(4)
-        try:
-            ours.stored(2, 4, 0)
-        except OSError as error:
-            return str(error)
-        return "it was read"
-
-    said = on_disk(_unless_direct(run), tmp_path / "file")
-    assert f"only {2 * PAGE_BYTES} of {4 * PAGE_BYTES} bytes" in said
-
-
-def _unless_direct(run: Callable[[Memory], _Answer]) -> Callable[[Memory], _Answer]:
-    """The same, where files can be read past the page cache; tmpfs before v6.6 cannot."""
-    with tempfile.NamedTemporaryFile() as file:
-        try:
-            os.close(os.open(file.name, os.O_RDONLY | os.O_DIRECT))
-        except OSError as error:
-            pytest.skip(f"The temporary directory cannot be read with O_DIRECT: {error.strerror}.")
-    return run
+    seen = in_child(run)
+    if os.geteuid():
+        assert seen == [0] * 5, "which frames they are is told to root alone"
+        return
+    assert [bool(frame) for frame in seen] == [False, True, True, True, False]
+    assert len({frame for frame in seen if frame}) == 3
 
 
 @pytest.mark.parametrize("what", ["mprotect", "madvise"])

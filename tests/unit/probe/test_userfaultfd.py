@@ -21,7 +21,7 @@ from harness.probe.backing import map_anonymous
 from harness.probe.layout import PAGE_BYTES
 from harness.probe.memory import Memory
 from harness.probe.system import call
-from harness.probe.userfault import FEATURES, Userfault, WriteProtection
+from harness.probe.userfault import FEATURES, Userfault, WriteProtection, WriteTracking
 
 PAGES = 8
 SECONDS = 20
@@ -222,6 +222,55 @@ def test_memory_that_cannot_be_registered_is_an_error_and_leaves_nothing_open(
     number, left = watched(run)
     assert number in (errno.EINVAL, errno.ENOENT, errno.ENOMEM)
     assert left == 0
+
+
+# Tracking.
+
+
+def tracks(offered: int) -> None:
+    needs(offered, "write-protect-async", "write-protect-unpopulated")
+
+
+TRACKING = ("write-protect", "write-protect-async", "write-protect-unpopulated")
+
+
+def test_what_was_written_is_found_once_and_nobody_waits(offered: int) -> None:
+    tracks(offered)
+
+    def run() -> tuple[list[list[int]], int]:
+        ours = Memory(PAGES)
+        ours.poke(0, PAGES, 0, 1)
+        before = descriptors()
+        tracking = WriteTracking(*ours.span(1, PAGES - 1), TRACKING)
+        found = [tracking.written()]
+        for pages in ((), (2, 3, 7), (7,)):
+            for page in pages:
+                ours.poke(page, 1, 0, page)
+            found.append(tracking.written())
+        tracking.close()
+        return found, descriptors() - before
+
+    found, left = watched(run)
+    # At first all that is there counts as written.
+    assert found == [list(range(PAGES - 1)), [], [1, 2, 6], [6]]
+    assert left == 0
+
+
+def test_more_stretches_than_one_answer_has_room_for_are_all_found(
+    offered: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracks(offered)
+    monkeypatch.setattr(userfault, "_MOST_REGIONS", 2)
+
+    def run() -> list[int]:
+        ours = Memory(16)
+        tracking = WriteTracking(*ours.span(0, 16), TRACKING)
+        tracking.written()
+        for page in range(0, 16, 2):
+            ours.poke(page, 1, 0, 1)
+        return tracking.written()
+
+    assert watched(run) == list(range(0, 16, 2))
 
 
 # Moving.

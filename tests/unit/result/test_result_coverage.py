@@ -152,7 +152,7 @@ def test_a_hook_that_is_gone_says_why(coverage: Coverage) -> None:
         ("__xip_unmap: ptep_clear_flush_notify", "test_punch[dax]", "test_punch[file]"),
         (
             "sys_remap_file_pages: mmu_notifier_invalidate_range_start",
-            "test_remap_file_pages",
+            "test_the_guest_sees_pages_of_a_file_that_were_rearranged",
             "test_remap",
         ),
         (
