@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from harness.control import find_control
+from harness.control import split
 from harness.errors import HarnessError, UsageError
 from harness.kernel import reference
 from harness.kernel.fragments import merged, project_fragments, read_fragments
@@ -124,9 +124,9 @@ def _check_kernel(text: str, control: str | None) -> None:
     A kernel that is not there, or is none, is untestable: that is a verdict, and is not said here.
     """
     try:
-        kernel = reference.parse(text)
+        reference.parse(text)
         if control:
-            find_control(control, kernel)
+            split(control)
     except UsageError:
         raise
     except HarnessError:
