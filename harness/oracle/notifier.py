@@ -69,25 +69,18 @@ def watch(guest: ProbeGuest) -> Iterator[Watch]:
         session.ask_all(
             *[_write(f"{event}/filter", text) for event, text in filters.items()],
             _write(f"{_INSTANCE}/trace", ""),
-            *[_write(f"{event}/enable", "1") for event in filters],
         )
     except OSError as error:
         raise OracleUnavailable(f"The notifier tracepoint cannot be used: {error}.") from error
-    off = [_write(f"{event}/enable", "0") for event in filters]
     seen = Watch(guest.pages)
-    try:
-        yield seen
-    except BaseException:
-        # What failed matters more than whether the host still answers.
-        with contextlib.suppress(Exception):
-            session.ask_all(*off)
-        raise
-    *_, text = session.ask_all(*off, ("read", {"path": f"{_INSTANCE}/trace"}))
+    yield seen
+    statistics = [f"{_INSTANCE}/per_cpu/cpu{cpu}/stats" for cpu in range(session.cpus)]
+    trace, *texts = session.ask_all(*map(_read, (f"{_INSTANCE}/trace", *statistics)))
     seen.ranges = tuple(
         ((start - guest.hva) // PAGE_BYTES, -((guest.hva - stop) // PAGE_BYTES))
-        for start, stop in _calls(text)
+        for start, stop in _calls(trace)
     )
-    seen.lost = _lost(session)
+    seen.lost = sum(map(_lost, statistics, texts))
 
 
 def _calls(text: str) -> Iterator[tuple[int, int]]:
@@ -102,28 +95,43 @@ def _write(path: str, text: str) -> tuple[str, dict[str, Any]]:
     return "write", {"path": path, "text": text}
 
 
+def _read(path: str) -> tuple[str, dict[str, Any]]:
+    return "read", {"path": path}
+
+
 def _prepare(session: Session) -> None:
-    """Make the trace instance once a host."""
-    if session.ask("exists", path=_INSTANCE):
+    """Make the trace instance and switch its events on, once a host.
+
+    They stay on, and only their filters change: each switch has the kernel patch its own code
+    while all CPUs run it, which QEMU 7.2's emulation gets wrong (see docs/emulation.md).
+    """
+    if session.ask("exists", path=f"{_UNMAP}/enable") and _on(session):
         return
     try:
-        session.ask("make_directory", path=_INSTANCE)
+        if not session.ask("exists", path=_INSTANCE):
+            session.ask("make_directory", path=_INSTANCE)
     except OSError as error:
         raise OracleUnavailable(f"The host's kernel has no usable tracing: {error}.") from error
     if not session.ask("exists", path=_UNMAP):
         raise OracleUnavailable("The host's kernel has no tracepoint kvm_unmap_hva_range.")
-    session.ask("write", path=f"{_INSTANCE}/buffer_size_kb", text=str(_BUFFER_KIB))
+    events = [event for event in (_CHANGE, _UNMAP) if session.ask("exists", path=event)]
+    try:
+        session.ask_all(
+            _write(f"{_INSTANCE}/buffer_size_kb", str(_BUFFER_KIB)),
+            *[_write(f"{event}/enable", "1") for event in events],
+        )
+    except OSError as error:
+        raise OracleUnavailable(f"The notifier tracepoint cannot be used: {error}.") from error
 
 
-def _lost(session: Session) -> int:
-    """How many events the ring buffers dropped."""
-    paths = [f"{_INSTANCE}/per_cpu/cpu{cpu}/stats" for cpu in range(session.cpus)]
-    lost = 0
-    for path, text in zip(
-        paths, session.ask_all(*[("read", {"path": path}) for path in paths]), strict=True
-    ):
-        found = _LOST.search(text)
-        if found is None:
-            raise ProbeError(f"{path} on the host has no line about overruns.")
-        lost += int(found.group(1))
-    return lost
+def _on(session: Session) -> bool:
+    """Whether the events are switched on; the one asked for is switched on last."""
+    return session.read(f"{_UNMAP}/enable").startswith("1")
+
+
+def _lost(path: str, text: str) -> int:
+    """How many events a ring buffer dropped, by its file of statistics."""
+    found = _LOST.search(text)
+    if found is None:
+        raise ProbeError(f"{path} on the host has no line about overruns.")
+    return int(found.group(1))

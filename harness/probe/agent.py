@@ -24,6 +24,7 @@ from typing import Any, BinaryIO
 
 from harness.probe import pmem, vmm
 from harness.probe.backing import ADVICE, BACKINGS
+from harness.probe.keeper import keep_a_vm
 from harness.probe.kvm import Statistics
 from harness.probe.layout import PAGE_BYTES
 from harness.probe.race import migrate
@@ -337,6 +338,7 @@ def main() -> None:
     """Greet, then serve."""
     answers = sys.stdout.buffer
     nonce = sys.argv[1]
+    keep_a_vm()
     answers.write(json.dumps({"hello": nonce, "cpus": os.cpu_count()}).encode() + b"\n")
     answers.flush()
     Agent().serve(sys.stdin.buffer, answers)
