@@ -346,7 +346,7 @@ def doctor() -> int:
     """Say what this machine can run, and what is missing."""
     findings = examine(Store())
     for finding in findings:
-        mark = "ok" if finding.good else "MISSING" if finding.fatal else "absent"
+        mark = "ok" if finding.good else "MISSING" if finding.fatal else "note"
         click.echo(f"{mark:8}{finding.what:20}{finding.text}")
     if any(finding.fatal and not finding.good for finding in findings):
         click.echo("This machine cannot run the harness as it is.")

@@ -6,11 +6,13 @@ from __future__ import annotations
 import dataclasses
 import os
 import platform
+import re
 import shutil
 import sys
 from pathlib import Path
 
-from harness.command import require
+from harness.command import require, run
+from harness.deadline import Deadline
 from harness.errors import HarnessError, MachineUnfitError
 from harness.machine.accelerator import choose
 from harness.store import Store
@@ -36,6 +38,9 @@ _PROGRAMS = {
     "apt-get": "apt",
     "dpkg-deb": "dpkg",
 }
+_QEMU = "qemu-system-x86_64"
+_SOUND_QEMU = 10
+_SECONDS = 30.0
 _GIB = 1 << 30
 _DISK_GIB = 10
 """A kernel tree with its objects, two built kernels with debug information, and an image."""
@@ -62,6 +67,7 @@ def examine(store: Store) -> tuple[Finding, ...]:
         *(_program(name, package) for name, package in _PROGRAMS.items()),
         _optional("ccache", "ccache", "builds are repeated in full without it"),
         _accelerator(),
+        _emulator(),
         _memory(),
         _disk(store),
     )
@@ -96,6 +102,28 @@ def _accelerator() -> Finding:
     except HarnessError as error:
         return Finding("accelerator", False, str(error))
     return Finding("accelerator", True, f"{chosen.name}: {chosen.reason}")
+
+
+def _emulator() -> Finding:
+    """Whether QEMU, where it has to emulate, is one that was not seen to get it wrong."""
+    try:
+        words = run(
+            [require(_QEMU, _PROGRAMS[_QEMU]), "--version"], Deadline.after(_SECONDS, _QEMU)
+        )
+        emulates = choose("auto").name == "tcg"
+    except HarnessError as error:
+        return Finding("emulator", False, str(error), fatal=False)
+    found = re.search(r"version (\d+)[.\d]*", words.stdout)
+    version = f"QEMU {found[0]}" if found else "QEMU of an unknown version"
+    if not emulates:
+        return Finding("emulator", True, f"{version}; not needed, there is nested KVM")
+    if found and int(found[1]) >= _SOUND_QEMU:
+        return Finding("emulator", True, version)
+    text = (
+        f"{version}; of version 7.2 it is known that now and then it runs code which the kernel "
+        f"has changed, of {_SOUND_QEMU} it is not (docs/emulation.md)"
+    )
+    return Finding("emulator", False, text, fatal=False)
 
 
 def _memory() -> Finding:

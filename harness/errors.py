@@ -153,6 +153,10 @@ class QemuError(InfrastructureError):
     """QEMU did not start, or died although nobody asked it to."""
 
 
+class EmulationError(InfrastructureError):
+    """The emulator executed something else than the code of the kernel under test."""
+
+
 class QmpError(InfrastructureError):
     """QEMU did not answer, or answered with an error."""
 

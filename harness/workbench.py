@@ -31,6 +31,7 @@ from harness.machine.host import Host
 from harness.machine.mmu import Mmu
 from harness.machine.qemu_host import QemuHost
 from harness.machine.spec import HostSpec
+from harness.machine.splat import before_emulation_failed
 from harness.progress import Progress
 from harness.result.record import HostRun
 from harness.result.verdict import Crash, Evidence
@@ -310,9 +311,10 @@ class _Running:
         """What is left of the host for the verdict."""
         facts = self.host.facts
         boot = {splat.line for splat in facts.boot_reports}
+        splats = self.host.log.splats()
         crashes = tuple(
             Crash(splat.kind, splat.excerpt)
-            for splat in self.host.log.splats()
+            for splat in (before_emulation_failed(splats) if facts.emulated else splats)
             if splat.line not in boot and not splat.timing
         )
         if len(crashes) > _MOST_CRASHES:

@@ -47,6 +47,11 @@ class HostFacts:
     boot_reports: tuple[Splat, ...] = ()
     notes: tuple[str, ...] = ()
 
+    @property
+    def emulated(self) -> bool:
+        """Whether the host's CPUs are emulated, and not the machine's own."""
+        return self.accelerator == "tcg"
+
 
 class Channel(Protocol):
     """A long-lived process in a host; a context manager that closes it."""

@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING
 
 from harness.command import Completed
 from harness.deadline import Deadline
-from harness.errors import DeadlineError, HarnessError, HostLostError, KernelSplat
+from harness.errors import (
+    DeadlineError,
+    EmulationError,
+    HarnessError,
+    HostLostError,
+    KernelSplat,
+)
 from harness.kernel.model import Kernel
 from harness.machine import debugger
 from harness.machine.console import ConsoleLog
@@ -19,7 +25,7 @@ from harness.machine.host import HostFacts
 from harness.machine.qemu import Qemu
 from harness.machine.qmp import Qmp
 from harness.machine.spec import RunPaths
-from harness.machine.splat import Splat
+from harness.machine.splat import Splat, before_emulation_failed
 from harness.machine.ssh import Ssh, SshChannel
 
 if TYPE_CHECKING:
@@ -56,6 +62,7 @@ class QemuHost:
         self._paths = paths
         self._program: drgn.Program | None = None
         self._checked = qemu.console.mark()
+        self._stale = False
 
     @property
     def log(self) -> ConsoleLog:
@@ -155,7 +162,7 @@ class QemuHost:
     def _new_splats(self) -> tuple[Splat, ...]:
         return tuple(splat for splat in self.log.splats(self._checked) if not splat.timing)
 
-    def _report(self) -> KernelSplat | None:
+    def _report(self) -> HarnessError | None:
         """The kernel's reports since the last time, as one error; asking again gives none."""
         if self.qemu.ended:
             self.qemu.wait(Deadline.after(_SETTLE_SECONDS, "the end of the console"))
@@ -168,9 +175,23 @@ class QemuHost:
         self._checked = position
         if not splats:
             return None
+        if self.facts.emulated:
+            genuine = () if self._stale else before_emulation_failed(splats)
+            self._stale |= len(genuine) < len(splats)
+            if not genuine:
+                return self._emulation_failed(splats[0])
+            splats = genuine
         more = len(splats) - 1
         note = f"\n({more} more in the host's log)" if more else ""
         return KernelSplat(splats[0].kind, splats[0].excerpt + note)
+
+    def _emulation_failed(self, splat: Splat) -> EmulationError:
+        return EmulationError(
+            f"The emulation of QEMU {self.facts.qemu_version} ran code of the kernel that the "
+            "kernel had changed meanwhile, so this says nothing about the kernel. QEMU 7.2 is "
+            "known for it; use QEMU 10 or later, or a machine with nested KVM. The kernel's "
+            f"report:\n{splat.excerpt}"
+        )
 
     def _ended(self) -> HarnessError:
         """What the end of QEMU means: ours, unless the host switched itself off."""

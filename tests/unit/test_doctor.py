@@ -15,6 +15,8 @@ from harness.doctor import Finding, examine
 from harness.errors import ExitCode, MachineUnfitError
 from harness.store import Store
 
+QEMU = "QEMU emulator version {} (Debian 1:{}+dfsg-7)\n"
+
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
@@ -29,6 +31,9 @@ def good(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
     monkeypatch.setattr("os.sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 8 << 18}.get)
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    monkeypatch.setattr(
+        doctor, "run", lambda *_: SimpleNamespace(stdout=QEMU.format("10.0.2", "10.0.2"))
+    )
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
 
@@ -59,7 +64,7 @@ def test_each_missing_program_names_its_package(
         assert f"install the Debian package {package}." in found.text
         assert found.fatal == (program != "ccache")
     assert all(finding.good for finding in findings if finding.what not in
-               {*doctor._PROGRAMS, "ccache"})  # fmt: skip
+               {*doctor._PROGRAMS, "ccache", "emulator"})  # fmt: skip
 
 
 def test_each_program_is_in_the_package_that_is_named() -> None:
@@ -123,7 +128,7 @@ def test_what_only_makes_things_slower_is_no_reason_to_refuse(
         cli.main()
     assert caught.value.code == ExitCode.PASS
     said = capsys.readouterr().out
-    assert "absent  ccache" in said
+    assert "note    ccache" in said
     assert "This machine can run the harness." in said
 
 
@@ -205,3 +210,29 @@ def test_the_accelerator_is_named_with_its_reason(
     monkeypatch.setattr(doctor, "choose", unfit)
     found = of(examine(store), "accelerator")
     assert (found.good, found.text) == (False, "nothing here")
+
+
+@pytest.mark.usefixtures("good")
+@pytest.mark.parametrize(
+    ("accelerator", "said", "good", "text"),
+    [
+        ("tcg", QEMU.format("7.2.22", "7.2.22"), False, "QEMU version 7.2.22; of version 7.2"),
+        ("tcg", QEMU.format("10.0.2", "10.0.2"), True, "QEMU version 10.0.2"),
+        ("kvm", QEMU.format("7.2.22", "7.2.22"), True, "not needed, there is nested KVM"),
+        ("tcg", "nonsense\n", False, "QEMU of an unknown version"),
+    ],
+)
+def test_an_emulator_that_is_known_for_errors_is_noted(
+    monkeypatch: pytest.MonkeyPatch,
+    store: Store,
+    accelerator: str,
+    said: str,
+    good: bool,
+    text: str,
+) -> None:
+    monkeypatch.setattr(doctor, "run", lambda *_: SimpleNamespace(stdout=said))
+    monkeypatch.setattr(doctor, "choose", lambda _: SimpleNamespace(name=accelerator, reason=""))
+    found = of(examine(store), "emulator")
+    assert found.good == good
+    assert good or not found.fatal
+    assert text in found.text

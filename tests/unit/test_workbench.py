@@ -56,6 +56,7 @@ WARNING = """\
 [    1.000002] WARNING: CPU: 0 PID: 1 at mm/memory.c:1 do_something+0x1/0x2
 [    1.000003] ---[ end trace 0000000000000000 ]---
 """
+STALE_CODE = (Path(__file__).parent / "machine" / "logs" / "stale-code-tcg-6.12.txt").read_text()
 LOCKUP = "[   50.000001] watchdog: BUG: soft lockup - CPU#0 stuck for 22s! [python3:70]\n"
 
 
@@ -414,6 +415,15 @@ def test_a_slow_machine_is_no_crash(bench: Workbench, machines: Machines) -> Non
     machines.hosts[0].log.append(LOCKUP.encode())
     bench.discard()
     assert bench.hosts[0].evidence.crashes == ()
+
+
+def test_what_the_emulator_did_is_no_crash_of_the_kernel(
+    bench: Workbench, machines: Machines
+) -> None:
+    bench.session(Mmu.TDP)
+    machines.hosts[0].log.append(OOPS.encode() + STALE_CODE.encode())
+    bench.discard()
+    assert [crash.kind for crash in bench.hosts[0].evidence.crashes] == ["oops"]
 
 
 def test_the_log_of_a_test_is_what_came_since(bench: Workbench, machines: Machines) -> None:

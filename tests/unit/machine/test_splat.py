@@ -2,7 +2,8 @@
 """Each kind of report is found once, whole, and nothing else is taken for one.
 
 The files in logs/ are recorded: real kernels in a host, made to print these by sysrq, by a missing
-init or root, by an odd topology, and by a program that eats all memory.
+init or root, by an odd topology, by a program that eats all memory, and by a tracepoint that was
+switched on and off under the emulation of QEMU 7.2.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.machine.splat import Splat, find_splats, visible
+from harness.machine.splat import Splat, before_emulation_failed, find_splats, visible
 
 LOGS = Path(__file__).parent / "logs"
 
@@ -293,3 +294,21 @@ def test_what_is_shown_cannot_drive_a_terminal() -> None:
         assert "\u202e" not in shown
     assert visible("a\tb\nc") == "a\tb\nc"
     assert visible("\x1b") == "\\u{1b}"
+
+
+def test_a_breakpoint_that_nobody_set_is_told_from_other_oopses() -> None:
+    splats = find_splats((LOGS / "stale-code-tcg-6.12.txt").read_text())
+    assert [splat.kind for splat in splats] == ["int3", "panic"]
+    assert find_splats("[    1.0] int3: 0000 [#1] SMP NOPTI")[0].kind == "int3", "before v6.12"
+    assert find_splats("[    1.0] Oops: 0000 [#1] SMP")[0].kind == "oops"
+
+
+def test_nothing_counts_after_the_emulator_ran_stale_code() -> None:
+    stale = (LOGS / "stale-code-tcg-6.12.txt").read_text()
+    warning = (LOGS / "warning-boot-6.12.txt").read_text()
+    assert before_emulation_failed(find_splats(stale)) == ()
+    assert before_emulation_failed(find_splats(stale + warning)) == ()
+    before = before_emulation_failed(find_splats(warning + stale))
+    assert [splat.kind for splat in before] == ["warning"]
+    other = find_splats((LOGS / "panic-sysrq-6.12.txt").read_text())
+    assert before_emulation_failed(other) == other != ()
