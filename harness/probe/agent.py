@@ -243,14 +243,16 @@ class Agent:
         """Wait until a guest's VMM dies by itself; its wait status, or None if it lives on."""
         return self._guests[name].await_death(seconds)
 
-    def hold_vm(self, name: str, vm_fd: int, statistics_fd: int) -> None:
+    def hold_vm(self, name: str, vm_fd: int, statistics_fd: int | None) -> None:
         """Have the VM of a guest here, too, so that it outlives its VMM.
 
-        All but its counters is denied to processes with another mm than the VMM's.
+        All but its counters is denied to processes with another mm than the VMM's; a kernel
+        without counters has no descriptor for them.
         """
+        wanted = [vm_fd, *([] if statistics_fd is None else [statistics_fd])]
         with contextlib.closing(call_fd("pidfd_open", self._guests[name].pid, 0)) as process:
-            fds = [call("pidfd_getfd", process.fileno(), fd, 0) for fd in (vm_fd, statistics_fd)]
-        self._held[name] = fds[0], Statistics(fds[1])
+            vm, *counters = [call("pidfd_getfd", process.fileno(), fd, 0) for fd in wanted]
+        self._held[name] = vm, Statistics(counters[0] if counters else None)
 
     def held_statistics(self, name: str) -> dict[str, int]:
         """KVM's counters of a VM that hold_vm() has."""

@@ -453,6 +453,18 @@ def test_a_vm_that_is_held_outlives_its_vmm() -> None:
     assert set(os.listdir("/proc/self/fd")) == before, "nothing holds the VM any more"  # noqa: PTH208
 
 
+@pytest.mark.usefixtures("make")
+def test_a_vm_without_counters_can_be_held_too() -> None:
+    ours = Agent()
+    created(ours, "one")
+    vm_fd = ask(ours, "files", guest="one", within=SECONDS)["ok"]["vm_fd"]
+    held = ask(ours, "hold_vm", name="one", vm_fd=vm_fd, statistics_fd=None)
+    unless_refused(held, "pidfd_getfd(2)")
+    assert ask(ours, "held_statistics", name="one") == {"ok": {}}
+    assert ask(ours, "let_go", name="one") == {"ok": None}
+    ask(ours, "close", name="one")
+
+
 def _target(fd: str) -> str:
     try:
         return os.readlink(f"/proc/self/fd/{fd}")  # noqa: PTH115
