@@ -280,13 +280,22 @@ class Agent:
         """Ask the kernel to reclaim ``size`` bytes of a cgroup; whether it could reclaim all.
 
         memory.reclaim appeared with commit 94968384dde1 ("memcg: introduce per-memcg reclaim
-        interface") (in v5.19).
+        interface") (in v5.19). Before, a limit does it, which is for as long as it is written:
+        lowering memory.high reclaims what is above it before the write returns.
         """
+        with contextlib.suppress(FileNotFoundError):
+            try:
+                self.write(f"{cgroup}/memory.reclaim", str(size))
+            except BlockingIOError:  # EAGAIN: less than asked for was reclaimed
+                return False
+            return True
+        current, high = f"{cgroup}/memory.current", f"{cgroup}/memory.high"
+        wanted = max(0, int(self.read(current)) - size)
         try:
-            self.write(f"{cgroup}/memory.reclaim", str(size))
-        except BlockingIOError:  # EAGAIN: less than asked for was reclaimed
-            return False
-        return True
+            self.write(high, str(wanted))
+            return int(self.read(current)) <= wanted
+        finally:
+            self.write(high, "max")
 
     def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
         name = request.pop("guest", None)

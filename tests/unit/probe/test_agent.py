@@ -72,6 +72,42 @@ def test_reclaim_says_whether_all_was_reclaimed(
     assert ask(Agent(), "reclaim", cgroup=str(tmp_path), size=4096) == {"ok": False}
 
 
+@pytest.mark.parametrize(("left", "all_of_it"), [(6000, True), (6001, False)])
+def test_an_older_kernel_reclaims_by_a_limit_that_does_not_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: int, all_of_it: bool
+) -> None:
+    (tmp_path / "memory.current").write_text("10000\n")
+    (tmp_path / "memory.high").write_text("max")
+    limits: list[str] = []
+
+    def write(_: Agent, path: str, text: str) -> None:
+        if not Path(path).exists():
+            raise FileNotFoundError(errno.ENOENT, path)
+        limits.append(text)
+        (tmp_path / "memory.current").write_text(f"{left}\n")
+
+    monkeypatch.setattr(Agent, "write", write)
+    assert ask(Agent(), "reclaim", cgroup=str(tmp_path), size=4000) == {"ok": all_of_it}
+    assert limits == ["6000", "max"]
+
+
+def test_no_limit_stays_when_reclaim_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "memory.current").write_text("4096\n")
+    limits: list[str] = []
+
+    def write(_: Agent, path: str, text: str) -> None:
+        if path.endswith("reclaim"):
+            raise FileNotFoundError(errno.ENOENT, path)
+        limits.append(text)
+        if text != "max":
+            raise OSError(errno.EINTR, "interrupted")
+
+    monkeypatch.setattr(Agent, "write", write)
+    error = ask(Agent(), "reclaim", cgroup=str(tmp_path), size=8192)["error"]
+    assert error["errno"] == errno.EINTR
+    assert limits == ["0", "max"]
+
+
 def test_a_kernel_without_reclaim_is_said(tmp_path: Path) -> None:
     error = ask(Agent(), "reclaim", cgroup=str(tmp_path), size=1)["error"]
     assert error["errno"] == errno.ENOENT
