@@ -47,7 +47,7 @@ class GuestMemory:
         self.backing = backing
         self.pid = int(facts["pid"])
         self.vm_fd = int(facts["vm_fd"])
-        self._statistics_fd = int(facts["statistics_fd"])
+        self._statistics_fd = facts["statistics_fd"]
         self.hva = int(facts["hva"])
         self.gpa = int(facts["gpa"])
         self.pages = int(facts["pages"])

@@ -153,7 +153,7 @@ class ProbeGuest(GuestMemory):
             self.session.ask("reclaim", cgroup=self.cgroup, size=size)
         except FileNotFoundError as error:
             raise OracleUnavailable(
-                "The host's kernel has no memory.reclaim, which came with v5.19."
+                "The host's kernel has neither memory.reclaim nor memory.high for cgroups."
             ) from error
 
     def kill(self, signum: int) -> int:

@@ -76,7 +76,7 @@ def cross_toolchain(
         return toolchain(architecture.kernel, prefix)
     root = _fetched(architecture, apt, store, progress)
     # The programs look for these libraries where the packages would have installed them.
-    libraries = next((path for path in root.glob("usr/lib/*-linux-gnu") if path.is_dir()), None)
+    libraries = next((path.parent for path in root.glob("usr/lib/*/libbfd-*.so")), None)
     return toolchain(architecture.kernel, f"{root / 'usr/bin'}{os.sep}{prefix}", libraries)
 
 

@@ -135,7 +135,7 @@ class Evidence(Answers):
         try:
             now = sum(counters[name] * size for name, size in _SPTE_COUNTERS.items())
         except KeyError as error:
-            self._not_consulted("spte counters", error)
+            self._not_consulted("spte counters", f"This kernel does not count {error} of a VM.")
             return
         wrong = [] if now <= most else [f"{now}"]
         expected = f"at most {most} pages mapped by sptes"

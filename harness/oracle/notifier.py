@@ -21,6 +21,12 @@ _UNMAP = f"{_INSTANCE}/events/kvm/kvm_unmap_hva_range"
 _CHANGE = f"{_INSTANCE}/events/kvm/kvm_set_spte_hva"
 """Where a pte was replaced without an invalidation, as KSM and COW did up to v6.9."""
 
+_COMMANDS = f"{_INSTANCE}/options/record-cmd"
+"""Whether the names of tasks are recorded. For that the kernel watches each change of task, and
+patches __schedule on all CPUs whenever an event is switched on or off, for names that nobody reads.
+An emulated CPU that ran into such a patch half done has been seen to die of the breakpoint in it
+(oops: int3 in __schedule)."""
+
 _BUFFER_KIB = 8192
 _RANGE = re.compile(r"kvm_unmap_hva_range:.{0,80}?0x([0-9a-f]{1,16}) -- 0x([0-9a-f]{1,16})\b")
 _PAGE = re.compile(r"kvm_set_spte_hva:.{0,80}?0x([0-9a-f]{1,16})\b")
@@ -114,6 +120,8 @@ def _prepare(session: Session) -> None:
         raise OracleUnavailable(f"The host's kernel has no usable tracing: {error}.") from error
     if not session.ask("exists", path=_UNMAP):
         raise OracleUnavailable("The host's kernel has no tracepoint kvm_unmap_hva_range.")
+    if session.ask("exists", path=_COMMANDS):
+        session.ask("write", path=_COMMANDS, text="0")
     events = [event for event in (_CHANGE, _UNMAP) if session.ask("exists", path=event)]
     try:
         session.ask_all(

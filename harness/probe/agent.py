@@ -244,14 +244,16 @@ class Agent:
         """Wait until a guest's VMM dies by itself; its wait status, or None if it lives on."""
         return self._guests[name].await_death(seconds)
 
-    def hold_vm(self, name: str, vm_fd: int, statistics_fd: int) -> None:
+    def hold_vm(self, name: str, vm_fd: int, statistics_fd: int | None) -> None:
         """Have the VM of a guest here, too, so that it outlives its VMM.
 
-        All but its counters is denied to processes with another mm than the VMM's.
+        All but its counters is denied to processes with another mm than the VMM's; a kernel
+        without counters has no descriptor for them.
         """
+        wanted = [vm_fd, *([] if statistics_fd is None else [statistics_fd])]
         with contextlib.closing(call_fd("pidfd_open", self._guests[name].pid, 0)) as process:
-            fds = [call("pidfd_getfd", process.fileno(), fd, 0) for fd in (vm_fd, statistics_fd)]
-        self._held[name] = fds[0], Statistics(fds[1])
+            vm, *counters = [call("pidfd_getfd", process.fileno(), fd, 0) for fd in wanted]
+        self._held[name] = vm, Statistics(counters[0] if counters else None)
 
     def held_statistics(self, name: str) -> dict[str, int]:
         """KVM's counters of a VM that hold_vm() has."""
@@ -279,13 +281,22 @@ class Agent:
         """Ask the kernel to reclaim ``size`` bytes of a cgroup; whether it could reclaim all.
 
         memory.reclaim appeared with commit 94968384dde1 ("memcg: introduce per-memcg reclaim
-        interface") (in v5.19).
+        interface") (in v5.19). Before, a limit does it, which is for as long as it is written:
+        lowering memory.high reclaims what is above it before the write returns.
         """
+        with contextlib.suppress(FileNotFoundError):
+            try:
+                self.write(f"{cgroup}/memory.reclaim", str(size))
+            except BlockingIOError:  # EAGAIN: less than asked for was reclaimed
+                return False
+            return True
+        current, high = f"{cgroup}/memory.current", f"{cgroup}/memory.high"
+        wanted = max(0, int(self.read(current)) - size)
         try:
-            self.write(f"{cgroup}/memory.reclaim", str(size))
-        except BlockingIOError:  # EAGAIN: less than asked for was reclaimed
-            return False
-        return True
+            self.write(high, str(wanted))
+            return int(self.read(current)) <= wanted
+        finally:
+            self.write(high, "max")
 
     def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
         name = request.pop("guest", None)

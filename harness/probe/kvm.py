@@ -159,18 +159,22 @@ class Statistics:
     """The counters of a VM or a vcpu, by name, read without disturbing it.
 
     ``fd`` is what KVM_GET_STATS_FD returned; any process may read from it. Opened before the vcpu
-    first runs, because a vcpu's ioctls wait until it leaves KVM_RUN. Raises OSError with ENOTTY
-    before commit fcfe1baeddbf ("KVM: stats: Support binary stats retrieval for a VM") (in v5.14).
-    Histograms (more than one value) are left out.
+    first runs, because a vcpu's ioctls wait until it leaves KVM_RUN. It is None, and there are no
+    counters, before commit fcfe1baeddbf ("KVM: stats: Support binary stats retrieval for a VM")
+    (in v5.14). Histograms (more than one value) are left out.
     """
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int | None) -> None:
         self.fd = fd
-        _, name_bytes, count, _, at, self._at_data = struct.unpack("<6I", os.pread(self.fd, 24, 0))
-        size = 16 + name_bytes
-        descriptors = os.pread(self.fd, size * count, at)
         self._offsets: dict[str, int] = {}
         self._data_bytes = 0
+        if fd is not None:
+            self._describe(fd)
+
+    def _describe(self, fd: int) -> None:
+        _, name_bytes, count, _, at, self._at_data = struct.unpack("<6I", os.pread(fd, 24, 0))
+        size = 16 + name_bytes
+        descriptors = os.pread(fd, size * count, at)
         for start in range(0, len(descriptors), size):
             _, _, values, offset, _ = struct.unpack_from("<IhHII", descriptors, start)
             self._data_bytes = max(self._data_bytes, offset + 8 * values)
@@ -181,14 +185,22 @@ class Statistics:
     @classmethod
     def of(cls, fd: int) -> Statistics:
         """The counters of the VM or vcpu behind a descriptor."""
-        return cls(ioctl_number(fd, GET_STATS_FD))
+        try:
+            return cls(ioctl_number(fd, GET_STATS_FD))
+        except OSError as error:
+            if error.errno != errno.ENOTTY:
+                raise
+            return cls(None)
 
     def close(self) -> None:
         """Close the descriptor, which holds the VM."""
-        os.close(self.fd)
+        if self.fd is not None:
+            os.close(self.fd)
 
     def read(self) -> dict[str, int]:
         """The counters as they stand."""
+        if self.fd is None:
+            return {}
         data = os.pread(self.fd, self._data_bytes, self._at_data)
         return {
             name: struct.unpack_from("<Q", data, offset)[0]

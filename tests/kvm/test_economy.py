@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 
+from harness.errors import OracleUnavailable
 from harness.guest.probe import ProbeGuest
 from harness.oracle.evidence import Evidence
 
@@ -42,4 +43,7 @@ def _flushes(guest: ProbeGuest) -> int:
     Older kernels have no counter of requests; theirs is of the flushes that were carried out.
     """
     counters = guest.statistics()["vm"]
-    return counters.get("remote_tlb_flush_requests", counters["remote_tlb_flush"])
+    for name in ("remote_tlb_flush_requests", "remote_tlb_flush"):
+        if name in counters:
+            return counters[name]
+    raise OracleUnavailable("The host's KVM does not tell how often it flushed TLBs.")

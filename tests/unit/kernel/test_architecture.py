@@ -58,7 +58,9 @@ class Archive(Apt):
         self.fetched.append(package.name)
         root = self.root / package.name
         if package.name.startswith("binutils"):
-            (root / "usr/lib/x86_64-linux-gnu").mkdir(parents=True)
+            for name in ("aarch64", "x86_64"):
+                (root / f"usr/lib/{name}-linux-gnu").mkdir(parents=True)
+            (root / "usr/lib/x86_64-linux-gnu/libbfd-2.40-arm64.so").touch()
             program(root / "usr/bin/aarch64-linux-gnu-ld", "ld")
         elif package.name == "gcc-12-aarch64-linux-gnu":
             program(root / "usr/bin/aarch64-linux-gnu-gcc-12", "gcc")

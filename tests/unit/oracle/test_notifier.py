@@ -72,6 +72,7 @@ class Tracefs:
             EVENT: "",
             f"{EVENT}/enable": "0",
             f"{EVENT}/filter": "none",
+            f"{INSTANCE}/options/record-cmd": "1",
             f"{INSTANCE}/buffer_size_kb": "7",
         }
         if changes:
@@ -188,6 +189,7 @@ def test_only_this_guests_memory_is_watched_and_from_now_on() -> None:
     watched(tracefs)
     end = HVA + PAGES * PAGE
     assert tracefs.written == [
+        (f"{INSTANCE}/options/record-cmd", "0"),
         (f"{INSTANCE}/buffer_size_kb", "8192"),
         (f"{EVENT}/enable", "1"),
         (f"{EVENT}/filter", f"start < {end} && end > {HVA}"),
@@ -231,6 +233,19 @@ def test_watching_costs_few_exchanges_with_the_host() -> None:
     with notifier.watch(tracefs.guest()):
         assert tracefs.exchanges == before + 1
     assert tracefs.exchanges == before + 2
+
+
+def test_the_names_of_tasks_are_not_recorded_before_any_event_is_on() -> None:
+    tracefs = Tracefs()
+    with notifier.watch(tracefs.guest()):
+        pass
+    written = [path for path, _ in tracefs.written]
+    assert written.index(notifier._COMMANDS) < written.index(f"{EVENT}/enable")
+    older = Tracefs()
+    del older.files[notifier._COMMANDS]
+    with notifier.watch(older.guest()):
+        pass
+    assert notifier._COMMANDS not in [path for path, _ in older.written]
 
 
 def test_the_instance_is_made_and_switched_on_once_a_host() -> None:

@@ -72,6 +72,42 @@ def test_reclaim_says_whether_all_was_reclaimed(
     assert ask(Agent(), "reclaim", cgroup=str(tmp_path), size=4096) == {"ok": False}
 
 
+@pytest.mark.parametrize(("left", "all_of_it"), [(6000, True), (6001, False)])
+def test_an_older_kernel_reclaims_by_a_limit_that_does_not_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: int, all_of_it: bool
+) -> None:
+    (tmp_path / "memory.current").write_text("10000\n")
+    (tmp_path / "memory.high").write_text("max")
+    limits: list[str] = []
+
+    def write(_: Agent, path: str, text: str) -> None:
+        if not Path(path).exists():
+            raise FileNotFoundError(errno.ENOENT, path)
+        limits.append(text)
+        (tmp_path / "memory.current").write_text(f"{left}\n")
+
+    monkeypatch.setattr(Agent, "write", write)
+    assert ask(Agent(), "reclaim", cgroup=str(tmp_path), size=4000) == {"ok": all_of_it}
+    assert limits == ["6000", "max"]
+
+
+def test_no_limit_stays_when_reclaim_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "memory.current").write_text("4096\n")
+    limits: list[str] = []
+
+    def write(_: Agent, path: str, text: str) -> None:
+        if path.endswith("reclaim"):
+            raise FileNotFoundError(errno.ENOENT, path)
+        limits.append(text)
+        if text != "max":
+            raise OSError(errno.EINTR, "interrupted")
+
+    monkeypatch.setattr(Agent, "write", write)
+    error = ask(Agent(), "reclaim", cgroup=str(tmp_path), size=8192)["error"]
+    assert error["errno"] == errno.EINTR
+    assert limits == ["0", "max"]
+
+
 def test_a_kernel_without_reclaim_is_said(tmp_path: Path) -> None:
     error = ask(Agent(), "reclaim", cgroup=str(tmp_path), size=1)["error"]
     assert error["errno"] == errno.ENOENT
@@ -451,6 +487,18 @@ def test_a_vm_that_is_held_outlives_its_vmm() -> None:
     assert ask(ours, "held_statistics", name="one")["error"]["kind"] == "KeyError"
     ask(ours, "close", name="one")
     assert set(os.listdir("/proc/self/fd")) == before, "nothing holds the VM any more"  # noqa: PTH208
+
+
+@pytest.mark.usefixtures("make")
+def test_a_vm_without_counters_can_be_held_too() -> None:
+    ours = Agent()
+    created(ours, "one")
+    vm_fd = ask(ours, "files", guest="one", within=SECONDS)["ok"]["vm_fd"]
+    held = ask(ours, "hold_vm", name="one", vm_fd=vm_fd, statistics_fd=None)
+    unless_refused(held, "pidfd_getfd(2)")
+    assert ask(ours, "held_statistics", name="one") == {"ok": {}}
+    assert ask(ours, "let_go", name="one") == {"ok": None}
+    ask(ours, "close", name="one")
 
 
 def _target(fd: str) -> str:

@@ -285,6 +285,24 @@ def test_the_counters_of_a_vm_are_behind_its_descriptor(monkeypatch: pytest.Monk
     statistics.close()
 
 
+@pytest.mark.parametrize(("number", "known"), [(errno.ENOTTY, True), (errno.EMFILE, False)])
+def test_a_kernel_without_counters_has_none(
+    monkeypatch: pytest.MonkeyPatch, number: int, known: bool
+) -> None:
+    def ioctl_number(fd: int, request: int, argument: int = 0) -> int:
+        raise OSError(number, "no")
+
+    monkeypatch.setattr(kvm, "ioctl_number", ioctl_number)
+    if not known:
+        with pytest.raises(OSError, match="no"):
+            kvm.Statistics.of(33)
+        return
+    statistics = kvm.Statistics.of(33)
+    assert statistics.fd is None
+    assert statistics.read() == {}
+    statistics.close()
+
+
 def test_a_failed_ioctl_says_why() -> None:
     with pytest.raises(OSError, match="Bad file descriptor") as caught:
         kvm.ioctl_number(-1, kvm.RUN)
