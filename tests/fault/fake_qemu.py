@@ -39,6 +39,7 @@ class Faults:
     ssh: str = "answers"
     nonce: str = "ours"
     stubborn: bool = False
+    delay: float = 0.0
 
 
 def install(directory: Path, faults: Faults) -> dict[str, str]:
@@ -88,6 +89,7 @@ class Machine:
             self.say(line * ((1 << 20) // len(line)))
         if self.faults.ends:
             return
+        time.sleep(self.faults.delay)
         for number in range(self.faults.notes):
             self.say(f"mmu-harness: note {number}\n")
         for word in ("network", "listening", f"ready {self._seed('nonce').strip()}"):

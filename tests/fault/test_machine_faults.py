@@ -11,6 +11,8 @@ import dataclasses
 import os
 import resource
 import signal
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -57,7 +59,7 @@ def machine(run_directory: Path, monkeypatch: pytest.MonkeyPatch) -> Boot:
     """Boots a machine with faults."""
 
     @contextlib.contextmanager
-    def booted(faults: Faults, seconds: float = SECONDS) -> Iterator[QemuHost]:
+    def booted(faults: Faults, seconds: float | None = SECONDS) -> Iterator[QemuHost]:
         for name, value in install(run_directory / "bin", faults).items():
             monkeypatch.setenv(name, value)
         root, image = run_directory / "root.img", run_directory / "kernel"
@@ -308,3 +310,40 @@ def test_several_machines_at_once_have_ports_and_sockets_of_their_own(
         thread.join()
     assert len({nonce for nonce, _ in found.values()}) == 10
     assert {status for _, status in found.values()} == {0}
+
+
+# A busy machine.
+
+
+@contextlib.contextmanager
+def busy(times: int) -> Iterator[None]:
+    """Have so many times more processes run than there are CPUs."""
+    count = times * (os.cpu_count() or 1)
+    with contextlib.ExitStack() as stack:
+        for _ in range(count):
+            process = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+        yield
+
+
+def test_a_boot_on_a_busy_machine_gets_more_time(
+    machine: Boot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("harness.machine.boot.BOOT_SECONDS", 4.0)
+    # A host that is up only after the time that is enough where nothing else runs.
+    with busy(5), machine(Faults(delay=5), None) as host:
+        assert host.facts.boot_seconds > 4
+        assert host.facts.pace > 1
+
+
+def test_the_same_boot_fails_where_nothing_else_runs(
+    machine: Boot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("harness.machine.boot.BOOT_SECONDS", 4.0)
+    monkeypatch.setattr("harness.machine.boot.slowness", lambda: 1.0)
+    with (
+        pytest.raises(BootError, match="took longer than 4 s"),
+        machine(Faults(delay=60), None),
+    ):
+        pytest.fail("it came up")
