@@ -15,6 +15,7 @@ from types import FrameType
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from harness import __version__, ci, display, kill_matrix, suite
 from harness.bisect.drive import bisect_code, find_first_bad
@@ -26,7 +27,7 @@ from harness.errors import ExitCode, HarnessError, Interrupted
 from harness.guest.probe import probe_guest
 from harness.guest.session import session
 from harness.janitor import Janitor
-from harness.kernel import reference
+from harness.kernel import git, reference
 from harness.kernel.architecture import ARCHITECTURES, named
 from harness.kernel.claims import Claims
 from harness.kernel.claims import table as claims_table
@@ -75,8 +76,10 @@ def command() -> None:
 def check(expression: str | None, tests: Sequence[str], **options: Any) -> int:
     """Build the kernel, boot it, drive guests on it, and give the verdict.
 
-    TESTS are files or test ids; by default the whole suite.
+    TESTS are files or test ids; by default the whole suite. Under `git bisect run` the kernel is
+    the tree that is bisected, unless another is named.
     """
+    _follow_bisection(options)
     if str(STDIN) in options["patches"]:
         options["patches"] = tuple(map(str, _patches(options["patches"], Store())))
     return suite.check(expression, tests, as_arguments(options))
@@ -406,6 +409,22 @@ def _opened() -> Iterator[tuple[Janitor, Store, Progress]]:
         progress = display.progress(sys.stderr)
         store = Store(adopt=janitor.adopt, release=janitor.release, warn=progress.note)
         yield janitor, store, progress
+
+
+def _follow_bisection(options: dict[str, Any]) -> None:
+    """Check the tree that git bisects here, rather than call every commit good for Debian's sake.
+
+    Results go where the kernel's .gitignore keeps them out of its source.
+    """
+    source = click.get_current_context().get_parameter_source
+    named = {name for name in ("kernel", "results") if source(name) is not ParameterSource.DEFAULT}
+    top = None if "kernel" in named else git.bisected(Path.cwd())
+    if top is None:
+        return
+    options["kernel"] = str(top)
+    if "results" not in named:
+        options["results"] = str(top / ".mmu-harness" / "results")
+    click.echo(f"git bisects {top}, so that is the kernel; --kernel names another.", err=True)
 
 
 def _paths(names: Sequence[str]) -> tuple[Path, ...]:

@@ -22,7 +22,7 @@ import pytest
 
 from harness import ci, display, distributed, items
 from harness.distributed import Role
-from harness.errors import ExitCode, Interrupted, UsageError, Violation
+from harness.errors import ExitCode, HarnessError, Interrupted, UsageError, Violation
 from harness.guest.probe import GuestFactory, ProbeGuest
 from harness.guest.probe import probe_guest as new_guest
 from harness.guest.session import Session
@@ -88,6 +88,7 @@ class SuitePlugin:
         self._speaks = blocked and role is not Role.WORKER
         self._signal: signal.Signals | None = None
         self._stopped = 0.0
+        self._broke: ExitCode | None = None
         self._ci = bool(config.getoption("--ci"))
         # pytest keeps what is printed to itself, and a job must hear it at once.
         heard = self._ci and self._speaks
@@ -95,8 +96,10 @@ class SuitePlugin:
 
     @property
     def exit_code(self) -> ExitCode | None:
-        """The verdict's exit code, once there is one."""
-        return self._run.record.verdict.exit_code if self._run and self._run.record else None
+        """The code of the verdict, once there is one, or of what kept the run from beginning."""
+        if self._run and self._run.record:
+            return self._run.record.verdict.exit_code
+        return self._broke
 
     @property
     def run(self) -> Run | None:
@@ -140,7 +143,16 @@ class SuitePlugin:
         return self._janitor.directory
 
     def begin(self, requests: Sequence[Request], results: Path | ResultsDirectory) -> Run:
-        """Begin the run of these tests."""
+        """Begin the run of these tests; ends the session where there is no place for it."""
+        try:
+            return self._begun(requests, results)
+        except HarnessError as error:
+            self._broke = error.exit_code
+            if self._speaks:
+                print(f"mmu-harness: {error}", file=sys.stderr)
+            pytest.exit(str(error), int(error.exit_code))
+
+    def _begun(self, requests: Sequence[Request], results: Path | ResultsDirectory) -> Run:
         if self._role is not Role.WORKER:  # which pytest-xdist ends in its own way
             for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 signal.signal(signum, self._stop)

@@ -27,6 +27,9 @@ _VERSION = 1
 _BOOTSTRAP_SECONDS = 1800.0
 _UNPACK_SECONDS = 300.0
 
+_BYTES = 1 << 30
+"""What the packages, the archive of them and the image take at most."""
+
 _FREE_MIB = 768
 """Room for what a test writes; the image is sparse, so it costs nothing on L0."""
 
@@ -77,6 +80,8 @@ def host_image(store: Store, progress: Progress, suite: str | None = None) -> Ho
     files = _own_files()
 
     def make(scratch: Path) -> None:
+        # Without room, mmdebstrap tells of lists that it could not fetch.
+        store.require_space(_BYTES, "Making the image of hosts")
         tree = store.entry(
             "root", key, lambda inner: _bootstrap(inner, suite, packages, excluded, progress)
         )

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -44,6 +45,19 @@ _READ_ONLY = {
 def in_checkout(directory: Path, *arguments: str) -> Completed:
     """Run git in a checkout of the user, without writing to it; the status is not checked."""
     return _git((*_READING, *arguments), directory, _READ_ONLY)
+
+
+def bisected(directory: Path) -> Path | None:
+    """The top of the checkout around a directory if a git bisect is going on in it."""
+    if shutil.which("git") is None:
+        return None
+    told = in_checkout(
+        directory, *("rev-parse", "--path-format=absolute", "--git-path", "BISECT_START"),
+        "--show-toplevel",
+    )  # fmt: skip
+    # Outside of a checkout git fails; a bare repository has no top.
+    start, _, top = told.stdout.strip().partition("\n")
+    return Path(top) if told.status == 0 and top and Path(start).is_file() else None
 
 
 def answering(

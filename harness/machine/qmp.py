@@ -103,8 +103,9 @@ class Qmp:
         asyncio.run_coroutine_threadsafe(self._collect(), self._loop)
 
     def _close(self) -> None:
-        # A QEMU that is gone already shows as EOFError or OSError here.
-        with contextlib.suppress(QMPError, DeadlineError, EOFError, OSError):
+        # A QEMU that is gone already shows as EOFError or OSError here, and one that sends what no
+        # stream takes as ValueError.
+        with contextlib.suppress(QMPError, DeadlineError, EOFError, OSError, ValueError):
             self._wait(self._client.disconnect(), Deadline.after(_LEAVE_SECONDS, "Closing QMP"))
         asyncio.run_coroutine_threadsafe(_cancel_all(), self._loop)
         self._thread.join(_LEAVE_SECONDS)

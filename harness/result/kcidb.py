@@ -15,7 +15,7 @@ import re
 import shlex
 
 from harness.errors import ExitCode
-from harness.result.outcome import OracleReport, Outcome, TestOutcome
+from harness.result.outcome import OracleReport, Outcome, TestOutcome, run_word
 from harness.result.record import RunRecord, as_json
 from harness.result.summary import numbered
 from harness.result.text import EXCERPT_LIMIT, Json, one_line, plain, printable
@@ -174,6 +174,9 @@ def _path(outcome: TestOutcome) -> str:
     file, _, name = outcome.id.rpartition("::")
     file = file.rpartition("/")[2].removesuffix(".py")
     function, _, parameters = name.partition("[")
+    if outcome.repetition:
+        # The same test each time, to a database that counts by path.
+        parameters = re.sub(rf"-{run_word(outcome.repetition)}(?=-|\])", "", parameters)
     parts = [
         ORIGIN,
         outcome.mmu or "no_mode",

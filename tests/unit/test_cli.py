@@ -231,6 +231,45 @@ def test_the_verdict_of_a_check_is_the_exit_code(
     assert not [option for option in options if option.startswith(("--jobs", "--control", "--mmu"))]
 
 
+def repository(path: Path) -> Callable[..., None]:
+    """A repository with three commits; what is returned runs git in it."""
+    path.mkdir()
+    who = {f"GIT_{role}_NAME": "A. Developer" for role in ("AUTHOR", "COMMITTER")}
+    who |= {f"GIT_{role}_EMAIL": "a@example.org" for role in ("AUTHOR", "COMMITTER")}
+    environment = {**os.environ, **who, "GIT_CONFIG_GLOBAL": "/dev/null"}
+
+    def git(*words: str) -> None:
+        subprocess.run(["git", *words], cwd=path, env=environment, check=True, capture_output=True)
+
+    git("init", "-q")
+    for number in range(3):
+        git("commit", "-q", "--allow-empty", "-m", str(number))
+    return git
+
+
+def test_under_git_bisect_run_the_kernel_is_the_tree_that_is_bisected(
+    command: Command,
+    checked: list[tuple[str | None, list[str], list[str]]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    git = repository(tmp_path / "linux")
+    (tmp_path / "linux" / "mm").mkdir()
+    monkeypatch.chdir(tmp_path / "linux" / "mm")
+    command("check")
+    git("bisect", "start", "HEAD", "HEAD~2")
+    command("check")
+    command("check", "--kernel=deb:linux-source-6.12", "--results=out")
+    git("bisect", "reset")
+    command("check")
+    kernels = [next(word for word in options if "--kernel=" in word) for *_, options in checked]
+    debian = "--kernel=deb:linux-source-6.12"
+    assert kernels == [debian, f"--kernel={tmp_path / 'linux'}", debian, debian]
+    results = [next(word for word in options if "--results=" in word) for *_, options in checked]
+    hidden = f"--results={tmp_path / 'linux' / '.mmu-harness' / 'results'}"
+    assert results == ["--results=results", hidden, "--results=out", "--results=results"]
+
+
 def test_every_option_reaches_the_plugin_under_its_name(
     command: Command, checked: list[tuple[str | None, list[str], list[str]]]
 ) -> None:

@@ -704,6 +704,16 @@ def test_results_go_where_they_are_wanted(judge: Judge, pytester: pytest.Pyteste
     assert (pytester.path / "else/where/latest/results.json").exists()
 
 
+def test_results_that_cannot_be_written_end_the_session_before_it_begins(
+    judge: Judge, world: World
+) -> None:
+    ended = judge(PASSING, "--results=/proc/none")
+    assert ended.code == ExitCode.INFRASTRUCTURE
+    assert "The results cannot be written to /proc/none" in ended.out
+    assert "INTERNALERROR" not in ended.out
+    assert world.wishes == []
+
+
 def test_the_janitor_is_there_during_a_run_and_gone_after_it(
     judge: Judge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -920,6 +930,13 @@ def test_a_module_that_cannot_be_read_says_why(
     code = check("raise ZeroDivisionError('on purpose')\n")
     assert code == 203
     assert "on purpose" in capsys.readouterr().err
+
+
+def test_results_that_cannot_be_written_are_told_by_a_check(
+    check: Check, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert check(PASSING, "--results=/proc/none") == 200
+    assert "mmu-harness: The results cannot be written to /proc/none" in capsys.readouterr().err
 
 
 def test_an_interrupt_before_the_first_test_is_an_interrupt(check: Check) -> None:
