@@ -27,6 +27,15 @@ _HUGETLB = "test_large_pages mapped_by_large hugetlb"
 _COPY_ZERO = "test_copy_on_write copied_when anon vmm"
 _COPY_FILE = "test_copy_on_write copied_when file-private vmm"
 _MERGE = "test_merge merged_pages_read"
+_BREAKPOINT = "test_copy_on_write breakpoint"
+_IDLE = "test_age nobody_touches_are_idle anon"
+_DAMON = "test_age damon anon"
+_DAMON_PHYSICAL = "test_age damon paddr"
+_KHUGEPAGED = "test_large_pages khugepaged"
+_TRACKED = "test_userfault without_anybody anon"
+_REAPED = "test_exit reaped anon-2"
+_SHARED_TABLE = "test_large_pages child_shared 2-hugetlb-wide"
+_LIMIT = "test_reclaim lower_limit anon"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +128,7 @@ CATALOGUE = (
 
     Entry("page-reference-per-spte", "no page is pinned because a guest uses it",
           "KVM before acb66dd051d0 (v3.6)",
-          sees=(_EXIT, _SWAP), blind=()),
+          sees=(_EXIT, _SWAP, _LIMIT), blind=()),
     Entry("pre-notifier", "everything that the mission's patch promises",
           "KVM before there were mmu notifiers",
           sees=(_EXIT, _SWAP, _UNMAP, _MERGE), blind=()),
@@ -141,17 +150,18 @@ CATALOGUE = (
 
     Entry("last-page-survives", "a range is invalidated to its last page",
           "an end that is taken for inclusive",
-          sees=(_UNMAP,), blind=(_UNMAP_FIRST, _SWAP, _EXIT)),
+          sees=(_UNMAP, _TRACKED), blind=(_UNMAP_FIRST, _SWAP, _EXIT)),
     Entry("single-page-survives", "a range of one page is invalidated, too",
           "369ea8242c0f: ->invalidate_page went, and single pages with it",
-          sees=(_SWAP,), blind=(_PROTECT, "test_mprotect inaccessible anon-aligned", _EXIT)),
+          sees=(_SWAP, _BREAKPOINT),
+          blind=(_PROTECT, "test_mprotect inaccessible anon-aligned", _EXIT)),
     Entry("sptes-survive-in-shadow-mode", "shadow page tables follow as the TDP MMU does",
           "0cb2af2ea66a: a bug of shadow paging alone",
           sees=(f"{_UNMAP} shadow",), blind=(f"{_UNMAP} tdp", f"{_PROTECT} tdp", f"{_FORK} tdp"),
           modes=("tdp", "shadow")),
     Entry("sptes-survive-with-two-vcpus", "the number of vcpus changes nothing",
           "bugs that a single vcpu hides",
-          sees=("test_race goes_where discard-2",),
+          sees=("test_race goes_where discard-2", _REAPED, _SHARED_TABLE),
           blind=("test_race goes_where discard-1", _UNMAP, _PROTECT)),
     Entry("sptes-survive-later", "the thousandth invalidation is as good as the first",
           "82d811ff5665: vcpus hung after 2^31 invalidations",
@@ -170,10 +180,10 @@ CATALOGUE = (
           sees=("test_exit holds_the_vm anon",), blind=()),
     Entry("always-young", "what a guest does not use can be swapped",
           "ageing that never ends",
-          sees=(_SWAP,)),
+          sees=(_SWAP, _IDLE, _DAMON)),
     Entry("never-young", "what a guest uses stays in memory",
           "ageing that asks the primary MMU only",
-          sees=("test_age multigenerational anon",)),
+          sees=("test_age multigenerational anon", _IDLE, _DAMON, _DAMON_PHYSICAL, _KHUGEPAGED)),
     Entry("creation-error-leak", "a VM that could not be created leaves nothing",
           "the mission: mmu_notifier_register may fail with EINTR",
           sees=("test_registration cannot_be_created",)),
