@@ -2,8 +2,8 @@
 """Runs the good kernel, then each control, for the kill matrix.
 
 Each check is a process of its own, the very command that a person would type, with its own results
-directory below ours; what is judged is what it wrote there. Controls are checked beside each other
-where the machine has CPUs for that: a check that fails waits for seconds to be sure.
+directory below ours; what is judged is what it wrote there. Controls are checked beside each other,
+because a check that fails waits for seconds to be sure.
 """
 
 from __future__ import annotations
@@ -39,6 +39,9 @@ from harness.workbench import Wish, make_kernel
 _CHECK_SECONDS = 7200.0
 """A check has deadlines of its own for everything; this one is for a check that is broken."""
 
+_CHECK_BYTES, _MOST_AT_ONCE = 4 << 30, 8
+"""The memory that a check may need, and how many checks at once are worth it."""
+
 _GOOD = "good"
 
 
@@ -47,7 +50,8 @@ class Plan:
     """Which controls to run on which kernel, in which MMU modes; no names mean all of them.
 
     ``every`` asks all scenarios that should see a control, also those that are only to prove that
-    they can fail; ``at_once`` is how many controls are checked at a time, by default one a CPU.
+    they can fail; ``at_once`` is how many controls are checked at a time, by default as many as
+    this machine bears.
     """
 
     kernel: str
@@ -105,7 +109,7 @@ class Campaign:
                 yield unobservable(item, proof)
             else:
                 tried.append(item)
-        workers = min(self._plan.at_once or os.cpu_count() or 1, len(tried))
+        workers = min(self._plan.at_once or _bearable(), len(tried))
         if workers > 1:
             yield from self._judged_at_once(tried, good, workers)
             return
@@ -272,6 +276,12 @@ def _last_line(directory: Path) -> str:
         return ""
     lines = logs[-1].read_text("utf-8", "replace").split("\n")
     return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+
+def _bearable() -> int:
+    """How many checks this machine bears at once: one more than CPUs, because some only wait."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(1, min((os.cpu_count() or 1) + 1, memory // _CHECK_BYTES, _MOST_AT_ONCE))
 
 
 def _modes(modes: Sequence[str] | dict[str, None]) -> list[str]:

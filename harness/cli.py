@@ -259,7 +259,7 @@ def cross(kernel: str, patches: Sequence[str], names: Sequence[str], jobs: int |
     "--at-once",
     metavar="N",
     type=click.IntRange(1),
-    help="Controls that are checked at a time; default: number of CPUs.",
+    help="Controls that are checked at a time; default: as CPUs and memory allow.",
 )
 @click.option(
     "--every-scenario",

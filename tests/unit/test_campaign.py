@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -170,6 +171,18 @@ def test_controls_that_are_checked_at_once_come_back_in_order(run_plan: Any) -> 
     fates = {row.name: row.fate for row in matrix.rows}
     assert fates["sptes-survive-mprotect"] is Fate.KILLED
     assert 0 < matrix.seconds < 60
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gib", "expected"), [(2, 24, 3), (2, 8, 2), (1, 1, 1), (64, 512, 8), (None, 16, 2)]
+)
+def test_as_many_are_checked_at_once_as_the_machine_bears(
+    cpus: int | None, gib: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": gib << 18}
+    monkeypatch.setattr(os, "cpu_count", lambda: cpus)
+    monkeypatch.setattr(os, "sysconf", sizes.__getitem__)
+    assert campaign._bearable() == expected
 
 
 def test_a_worker_that_breaks_is_no_result(
