@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Runs the good kernel and each control, one check after the other, for the kill matrix.
+"""Runs the good kernel, then each control, for the kill matrix.
 
 Each check is a process of its own, the very command that a person would type, with its own results
-directory below ours; what is judged is what it wrote there.
+directory below ours; what is judged is what it wrote there. Controls are checked beside each other,
+because a check that fails waits for seconds to be sure.
 """
 
 from __future__ import annotations
@@ -11,39 +12,55 @@ import contextlib
 import dataclasses
 import datetime
 import json
+import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from harness import kill_matrix
 from harness.catalogue import CATALOGUE, Entry, entry, expression, matches
 from harness.command import run_logged
 from harness.control import ControlSeries, all_controls, split
+from harness.crew import Crew, Given, Lost, pieces
 from harness.deadline import Deadline
-from harness.errors import ExitCode, UsageError
+from harness.errors import ExitCode, HarnessError, Interrupted, UsageError
 from harness.kernel import reference
-from harness.kill_matrix import Matrix, Row, Run, judged, unobservable
+from harness.kill_matrix import WELL, Matrix, Row, Run, judged, unobservable
 from harness.machine.accelerator import choose
-from harness.progress import Progress
+from harness.progress import Progress, Silent
 from harness.result.directory import ResultsDirectory, write_atomically
+from harness.result.outcome import Outcome
+from harness.result.text import one_line
 from harness.store import Store
 from harness.workbench import Wish, make_kernel
 
 _CHECK_SECONDS = 7200.0
 """A check has deadlines of its own for everything; this one is for a check that is broken."""
 
+_CHECK_BYTES, _MOST_AT_ONCE = 4 << 30, 8
+"""The memory that a check may need, and how many checks at once are worth it."""
+
 _GOOD = "good"
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Which controls to run on which kernel, in which MMU modes; no names mean all of them."""
+    """Which controls to run on which kernel, in which MMU modes; no names mean all of them.
+
+    ``every`` asks all scenarios that should see a control, also those that are only to prove that
+    they can fail; ``at_once`` is how many controls are checked at a time, by default as many as
+    this machine bears.
+    """
 
     kernel: str
     names: tuple[str, ...] = ()
     modes: tuple[str, ...] = ()
     accelerator: str = "auto"
     jobs: int | None = None
+    every: bool = False
+    at_once: int | None = None
 
 
 class Campaign:
@@ -70,24 +87,67 @@ class Campaign:
         self.directory = ResultsDirectory.create(self._results, now).path
         planned = tuple(item.name for item in entries)
         matrix = Matrix(self._plan.kernel, Run(ExitCode.INTERRUPTED), (), planned)
+        started = time.monotonic()
         try:
             matrix = dataclasses.replace(matrix, good=self._good(series, entries))
             if matrix.good.code == ExitCode.PASS:
-                for number, item in enumerate(entries, 1):
-                    with self._progress.phase(f"{number}/{len(entries)}  {item.name}"):
-                        row = self._row(item, matrix.good, accelerator.name)
-                    matrix = dataclasses.replace(matrix, rows=(*matrix.rows, row))
+                for row in self._judged(entries, matrix.good, accelerator.name):
                     self._progress.note(f"{row.fate}: {kill_matrix.killed_by(row)}")
+                    rows = sorted((*matrix.rows, row), key=lambda row: planned.index(row.name))
+                    matrix = dataclasses.replace(matrix, rows=tuple(rows))
         finally:
+            matrix = dataclasses.replace(matrix, seconds=time.monotonic() - started)
             _write(matrix, self.directory)
         return matrix
+
+    def _judged(self, entries: Sequence[Entry], good: Run, accelerator: str) -> Iterator[Row]:
+        """A row for each control as it comes, in no order where several are checked at once."""
+        tried = []
+        for item in entries:
+            proof = item.unobservable.get(accelerator) or self._lacking(item, good)
+            if proof:
+                yield unobservable(item, proof)
+            else:
+                tried.append(item)
+        workers = min(self._plan.at_once or _bearable(), len(tried))
+        if workers > 1:
+            yield from self._judged_at_once(tried, good, workers)
+            return
+        for item in tried:
+            with self._progress.phase(item.name):
+                run = self._control(item, good)
+            yield judged(item, run)
+
+    def _judged_at_once(self, tried: Sequence[Entry], good: Run, workers: int) -> Iterator[Row]:
+        def serve(_: int, given: Given, tell: Callable[[object], None]) -> None:
+            self._progress = Silent()  # the first process speaks for all
+            # It also hears what the terminal sends to all, and ends us by SIGTERM, once.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            with contextlib.suppress(Interrupted):
+                for piece in given:
+                    for number in piece.numbers:
+                        tell((number, self._control(tried[number], good)))
+
+        work = pieces(["check"] * len(tried), 1)
+        what = f"{len(tried)} controls, {workers} at once"
+        with Crew(workers, work, serve) as crew, self._progress.phase(what):
+            for message in crew.messages():
+                if isinstance(message, Lost):
+                    raise HarnessError(
+                        f"A worker of the campaign ended with status {message.status}; what it "
+                        "said is on standard error."
+                    )
+                number, run = message
+                row = judged(tried[number], run)
+                self._progress.ended(row.name, row.seconds, well=row.fate in WELL)
+                yield row
 
     def _good(self, series: ControlSeries, entries: Sequence[Entry]) -> Run:
         """Every scenario that any of the controls is tried on, with none of them switched on."""
         scenarios = [
             f"{name} {mode}"
             for item in entries
-            for name in (*item.sees, *item.blind)
+            for name in (*self._sees(item), *item.blind)
             for mode in self._modes(item)
         ]
         modes = dict.fromkeys(mode for item in entries for mode in self._modes(item))
@@ -95,15 +155,29 @@ class Campaign:
         with self._progress.phase("The good kernel"):
             return self._check(_GOOD, [*words, *_modes(modes), f"-k{expression(scenarios)}"])
 
-    def _row(self, item: Entry, good: Run, accelerator: str) -> Row:
-        if accelerator in item.unobservable:
-            return unobservable(item, item.unobservable[accelerator])
+    def _lacking(self, item: Entry, good: Run) -> str:
+        """What the good kernel lacks that all who should see a control need, or nothing."""
+        tests = [
+            test
+            for test in good.results.get("tests", ())
+            if any(matches(scenario, test["id"]) for scenario in item.sees)
+        ]
+        if tests and all(test["outcome"] == Outcome.SKIP for test in tests):
+            return one_line(str(tests[0]["message"]))
+        return ""
+
+    def _control(self, item: Entry, good: Run) -> Run:
+        """A control on its scenarios, of those that the good kernel passed."""
         modes = self._modes(item)
-        tests = ordered(item, good, modes)
+        tests = ordered(self._sees(item), item.blind, good, modes)
         if not tests:
-            return judged(item, Run(ExitCode.USAGE))
-        words = [f"--control={item.name}", *_modes(modes), *tests]
-        return judged(item, self._check(item.name, words))
+            return Run(ExitCode.USAGE)
+        # One host each, because there are several checks already.
+        words = [f"--control={item.name}", "--hosts=1", *_modes(modes), *tests]
+        return self._check(item.name, words)
+
+    def _sees(self, item: Entry) -> tuple[str, ...]:
+        return (*item.sees, *(item.also if self._plan.every else ()))
 
     def _modes(self, item: Entry) -> tuple[str, ...]:
         return self._plan.modes or item.modes
@@ -158,15 +232,22 @@ def chosen(plan: Plan, store: Store, progress: Progress) -> tuple[ControlSeries,
     return series, tuple(item for item in CATALOGUE if item.name in wanted)
 
 
-def ordered(item: Entry, good: Run, modes: Sequence[str]) -> list[str]:
+def ordered(
+    sees: Sequence[str], blind: Sequence[str], good: Run, modes: Sequence[str]
+) -> list[str]:
     """The ids of a control's tests, of those that the good kernel passed, in the given modes.
 
     Those that should not care come first: a host is thrown away after a test that failed.
     """
     ids = [test["id"] for test in good.results.get("tests", ()) if test["mmu"] in modes]
-    blind = [id for id in ids if any(matches(scenario, id) for scenario in item.blind)]
-    sees = [id for id in ids if any(matches(scenario, id) for scenario in item.sees)]
-    return list(dict.fromkeys((*blind, *sees)))
+    return list(
+        dict.fromkeys(
+            id
+            for scenarios in (blind, sees)
+            for id in ids
+            if any(matches(scenario, id) for scenario in scenarios)
+        )
+    )
 
 
 def read_run(directory: Path, status: int, seconds: float) -> Run:
@@ -195,6 +276,12 @@ def _last_line(directory: Path) -> str:
         return ""
     lines = logs[-1].read_text("utf-8", "replace").split("\n")
     return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+
+def _bearable() -> int:
+    """How many checks this machine bears at once: one more than CPUs, because some only wait."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(1, min((os.cpu_count() or 1) + 1, memory // _CHECK_BYTES, _MOST_AT_ONCE))
 
 
 def _modes(modes: Sequence[str] | dict[str, None]) -> list[str]:

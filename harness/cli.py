@@ -258,6 +258,18 @@ def cross(kernel: str, patches: Sequence[str], names: Sequence[str], jobs: int |
     help="Instead of the modes that each control is for; may be repeated.",
 )
 @click.option("--jobs", type=click.IntRange(1), help="For make; default: number of CPUs.")
+@click.option(
+    "--at-once",
+    metavar="N",
+    type=click.IntRange(1),
+    help="Controls that are checked at a time; default: as CPUs and memory allow.",
+)
+@click.option(
+    "--every-scenario",
+    "every",
+    is_flag=True,
+    help="Have each scenario of the suite prove on some control that it can fail.",
+)
 @ACCEL
 @RESULTS
 @click.argument("names", metavar="[NAME]...", nargs=-1)
@@ -265,6 +277,8 @@ def controls(
     kernel: str,
     modes: Sequence[str],
     jobs: int | None,
+    at_once: int | None,
+    every: bool,
     accel: str,
     results: str,
     names: Sequence[str],
@@ -273,8 +287,10 @@ def controls(
 
     Prints and stores the kill matrix. Exit code 1 if a control survives, or is noticed only by a
     scenario that should not care, or if the good kernel fails. NAMES are controls; by default all.
+    With --every-scenario also if one is missed by a scenario that should prove itself on it.
     """
-    plan = Plan(kernel, tuple(names), tuple(str(mmu.parse(mode)) for mode in modes), accel, jobs)
+    chosen = tuple(str(mmu.parse(mode)) for mode in modes)
+    plan = Plan(kernel, tuple(names), chosen, accel, jobs, every, at_once)
     with _opened() as (_, store, progress):
         campaign = Campaign(plan, store, Path(results), progress)
         matrix = campaign.run()

@@ -36,6 +36,10 @@ class Fate(enum.StrEnum):
     ERROR = "ERROR"
 
 
+WELL = (Fate.KILLED, Fate.STOPPED, Fate.UNOBSERVABLE)
+"""What may become of a control without a bug of the suite."""
+
+
 class Role(enum.StrEnum):
     """What a scenario is to a control."""
 
@@ -99,6 +103,21 @@ class Row:
     code: int = 0
 
     @property
+    def name(self) -> str:
+        """The control's name."""
+        return self.entry.name
+
+    @property
+    def missed(self) -> tuple[Cell, ...]:
+        """The scenarios that were to prove on this control that they can fail, and passed."""
+        return tuple(
+            cell
+            for cell in self.cells
+            if cell.outcome is Outcome.PASS
+            and any(matches(scenario, cell.id) for scenario in self.entry.also)
+        )
+
+    @property
     def killers(self) -> tuple[Cell, ...]:
         """The scenarios that should see the control, and did."""
         return tuple(cell for cell in self.cells if cell.role is Role.SEES and cell.noticed)
@@ -113,18 +132,14 @@ class Row:
 class Matrix:
     """All of it: the good kernel's run, and a row for each control that was tried.
 
-    ``planned`` are the names of all that were to be tried.
+    ``planned`` are the names of all that were to be tried, ``seconds`` what that took by the clock.
     """
 
     kernel: str
     good: Run
     rows: tuple[Row, ...]
     planned: tuple[str, ...] = ()
-
-    @property
-    def seconds(self) -> float:
-        """What all runs took."""
-        return self.good.seconds + sum(row.seconds for row in self.rows)
+    seconds: float = 0.0
 
 
 def judged(entry: Entry, run: Run) -> Row:
@@ -163,7 +178,7 @@ def exit_code(matrix: Matrix) -> int:
         return matrix.good.code
     if len(matrix.rows) < len(matrix.planned):
         return ExitCode.INTERRUPTED
-    if any(row.fate in (Fate.SURVIVED, Fate.STRANGER) for row in matrix.rows):
+    if any(row.fate in (Fate.SURVIVED, Fate.STRANGER) or row.missed for row in matrix.rows):
         return ExitCode.FAIL
     return next((row.code for row in matrix.rows if row.fate is Fate.ERROR), ExitCode.PASS)
 
@@ -225,6 +240,7 @@ def summary(matrix: Matrix) -> list[str]:
     for row in matrix.rows:
         if row.fate not in (Fate.KILLED, Fate.STOPPED):
             lines.append(f"{row.entry.name}: {row.fate}: {row.why}")
+        lines += [f"{row.entry.name}: not seen by {cell.scenario}" for cell in row.missed]
     return [*lines, f"exit code {int(exit_code(matrix))}"]
 
 
@@ -246,7 +262,7 @@ def _stop(run: Run, cells: Sequence[Cell]) -> str:
 
 
 def _cell(entry: Entry, test: Mapping[str, Any]) -> Cell:
-    sees = any(matches(pattern, test["id"]) for pattern in entry.sees)
+    sees = any(matches(pattern, test["id"]) for pattern in (*entry.sees, *entry.also))
     violated = [item for item in test["oracles"] if item["name"] == test["oracle"]]
     return Cell(
         id=test["id"],

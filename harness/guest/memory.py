@@ -11,7 +11,7 @@ from typing import Any
 
 from harness.deadline import Deadline
 from harness.errors import OracleUnavailable, ProbeError, Violation
-from harness.guest.observation import Residency
+from harness.guest.observation import Residency, View
 from harness.guest.session import GuestLost, Session, undone
 from harness.probe import layout
 
@@ -53,6 +53,7 @@ class GuestMemory:
         self.pages = int(facts["pages"])
         self.vcpus = int(facts["vcpus"])
         self._path = str(facts["path"])
+        self.views: tuple[View, ...] = (View(self.vm_fd, self.gpa),)
 
     @property
     def pace(self) -> float:
@@ -192,12 +193,13 @@ class GuestMemory:
         return int(played["rounds"]), int(played["lost"])
 
     @contextlib.contextmanager
-    def aliased(self) -> Iterator[None]:
+    def aliased(self, *, own: bool = False) -> Iterator[None]:
         """A second memslot on the same memory comes, moves and goes while the context is open.
 
-        Raises ProbeError when it never came and went.
+        With ``own`` it shows memory that nothing else shows, and whose protection is changed
+        without end meanwhile. Raises ProbeError when it never came and went.
         """
-        self.ask("begin_aliasing")
+        self.ask("begin_aliasing", own=own)
         yield
         if not self.ask("end_aliasing"):
             raise ProbeError("No memslot came and went while the context was open.")
@@ -270,6 +272,27 @@ class GuestMemory:
         """Move pages out of the memory with UFFDIO_MOVE; returns the address where they are."""
         with lacking("UFFDIO_MOVE, which came with v6.8"):
             return int(self._on_range("move_by_userfault", first, pages))
+
+    # How it is shown to guests.
+
+    def open_view(self, kind: str) -> View:
+        """Show the memory in one more way, from now on, or by other memslots: see probe/views.py.
+
+        The oracles look at all ``views`` of it. Raises OracleUnavailable where KVM knows no
+        system management mode.
+        """
+        with lacking("system management mode in KVM"):
+            view = View(**self.ask("open_view", kind=kind))
+        self.views = tuple(dict.fromkeys((*self.views, view)))
+        return view
+
+    def keep_clock(self, page: int, vcpu: int = 0) -> None:
+        """Have KVM keep the clock of a vcpu in a page of the memory."""
+        self.ask("keep_clock", vcpu=vcpu, page=page)
+
+    def update_clock(self) -> None:
+        """Have KVM write the time anew as soon as the vcpu runs."""
+        self.ask("update_clock")
 
     # What is done to it by others.
 

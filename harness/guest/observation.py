@@ -44,6 +44,19 @@ class Visit:
 
 
 @dataclasses.dataclass(frozen=True)
+class View:
+    """A way in which guests see the memory: a VM, the gpa of its first page, and a vcpu there.
+
+    ``alias`` is 1 where that is the memslot at layout.ALIAS_GPA.
+    """
+
+    vm_fd: int
+    gpa: int
+    alias: int = 0
+    vcpu: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
 class Residency:
     """Where the primary MMU says each page is; boolean arrays, one element a page.
 

@@ -17,7 +17,7 @@ from harness.deadline import Deadline
 from harness.errors import OracleUnavailable, ProbeError, Violation
 from harness.guest.hammer import REFERENCE_PAGES, VISIT_SECONDS, Child, Hammer
 from harness.guest.memory import GuestMemory
-from harness.guest.observation import Residency, Visit
+from harness.guest.observation import Residency, View, Visit
 from harness.guest.session import GuestLost, Session
 from harness.probe import layout
 from harness.probe.backing import BACKINGS
@@ -46,27 +46,34 @@ class ProbeGuest(GuestMemory):
 
     def fill(self, seed: int, first: int = 0, pages: int | None = None, step: int = 64) -> Visit:
         """Have vcpu 0 write the pattern of ``seed`` into every ``step``-th word of each page."""
-        return self._carry_out(0, layout.OP_FILL, first, pages, seed=seed, step=step)
+        return self._carry_out(None, layout.OP_FILL, first, pages, seed=seed, step=step)
 
     def check(
-        self, seed: int, first: int = 0, pages: int | None = None, step: int = 64, vcpu: int = 0
+        self,
+        seed: int,
+        first: int = 0,
+        pages: int | None = None,
+        step: int = 64,
+        view: View | None = None,
     ) -> Visit:
         """Have a vcpu compare each page with the pattern of ``seed``; ``step`` as for fill."""
-        return self._carry_out(vcpu, layout.OP_CHECK, first, pages, seed=seed, step=step)
+        return self._carry_out(view, layout.OP_CHECK, first, pages, seed=seed, step=step)
 
-    def read(self, first: int = 0, pages: int = 1, word: int = 0, vcpu: int = 0) -> Visit:
+    def read(
+        self, first: int = 0, pages: int = 1, word: int = 0, view: View | None = None
+    ) -> Visit:
         """Have a vcpu load one word of each page; the values are ``words`` of the result."""
-        visit = self._carry_out(vcpu, layout.OP_READ, first, pages, word=word)
+        visit = self._carry_out(view, layout.OP_READ, first, pages, word=word)
         if visit.end != "done":
             return visit
-        words = self.ask("list", vcpu=vcpu, count=pages)
+        words = self.ask("list", vcpu=(view or self.views[0]).vcpu, count=pages)
         return dataclasses.replace(visit, words=tuple(words))
 
     def write(
-        self, value: int, first: int = 0, pages: int = 1, word: int = 0, vcpu: int = 0
+        self, value: int, first: int = 0, pages: int = 1, word: int = 0, view: View | None = None
     ) -> Visit:
         """Have a vcpu store ``value`` into one word of each page."""
-        return self._carry_out(vcpu, layout.OP_WRITE, first, pages, word=word, seed=value)
+        return self._carry_out(view, layout.OP_WRITE, first, pages, word=word, seed=value)
 
     @contextlib.contextmanager
     def hammering(
@@ -92,9 +99,9 @@ class ProbeGuest(GuestMemory):
         try:
             yield hammer
         except BaseException:
-            # What failed matters more than what the vcpu would still say.
+            # What failed matters more than what the vcpu would still say, which may take long.
             with contextlib.suppress(Exception):
-                hammer.stop()
+                self.ask("kick", vcpu=vcpu)
             raise
         else:
             hammer.stop()
@@ -218,9 +225,14 @@ class ProbeGuest(GuestMemory):
             raise self._lost(lost, "a vcpu ran") from lost
         return report
 
-    def _carry_out(self, vcpu: int, op: int, first: int, pages: int | None, **orders: int) -> Visit:
-        self.ask("order", vcpu=vcpu, orders=self._orders(op, first, pages, **orders))
-        return self.finish(vcpu, f"operation {op}")
+    def _carry_out(
+        self, view: View | None, op: int, first: int, pages: int | None, **orders: int
+    ) -> Visit:
+        view = view or self.views[0]
+        if view.alias:
+            orders["alias"] = 1
+        self.ask("order", vcpu=view.vcpu, orders=self._orders(op, first, pages, **orders))
+        return self.finish(view.vcpu, f"operation {op}")
 
     def _orders(self, op: int, first: int, pages: int | None, **orders: int) -> dict[str, int]:
         count = self.pages - first if pages is None else pages

@@ -284,11 +284,14 @@ class Evidence(Answers):
     def memory_given_back(self, guest: ProbeGuest) -> None:
         """The cgroup of a dead guest is charged for no memory, swap or page table any more."""
         most = dict.fromkeys(("anon", "shmem", "swapcached", "pagetables", "sec_pagetables"), 0)
+        # A page that nobody maps but somebody still references is on one of these lists only.
+        most |= dict.fromkeys(("inactive_anon", "active_anon", "unevictable"), 0)
         # A freed swap slot stays charged until its CPU has a batch of them (SWAP_SLOTS_CACHE_SIZE
         # in include/linux/swap_slots.h, up to v6.13).
         most["memory.swap.current"] = _SWAP_SLOTS_CACHED * guest.session.cpus * PAGE_BYTES
 
         def charged() -> tuple[str, ...]:
+            guest.session.ask("drain_lru")
             counts = guest.memory_statistics()
             return tuple(
                 f"{name} {counts[name]}"

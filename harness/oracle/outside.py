@@ -30,8 +30,11 @@ def _extra(program: drgn.Program, guest: ProbeGuest, primary: PrimaryMap) -> Seq
 
 
 def _stale(program: drgn.Program, guest: ProbeGuest, primary: PrimaryMap) -> Sequence[Stale]:
-    sptes = read_sptes(program, guest.pid, guest.vm_fd, guest.gpa, guest.pages)
-    return stale(sptes, primary)
+    found: list[Stale] = []
+    for view in guest.views:
+        sptes = read_sptes(program, guest.pid, view.vm_fd, view.gpa, guest.pages)
+        found += stale(sptes, primary)
+    return found
 
 
 @dataclasses.dataclass(frozen=True)

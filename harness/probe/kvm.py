@@ -91,6 +91,35 @@ class Sregs(ctypes.Structure):
     )  # fmt: skip
 
 
+class VcpuEvents(ctypes.Structure):
+    """struct kvm_vcpu_events, of which the probe sets the part on system management mode."""
+
+    _fields_ = (
+        ("head", ctypes.c_uint8 * 20),
+        ("flags", ctypes.c_uint32),
+        ("smm", ctypes.c_uint8),
+        ("tail", ctypes.c_uint8 * 39),
+    )
+
+
+class Msrs(ctypes.Structure):
+    """struct kvm_msrs with one entry."""
+
+    _fields_ = (
+        ("nmsrs", ctypes.c_uint32),
+        ("padding", ctypes.c_uint32),
+        ("index", ctypes.c_uint32),
+        ("reserved", ctypes.c_uint32),
+        ("data", ctypes.c_uint64),
+    )
+
+
+class ClockData(ctypes.Structure):
+    """struct kvm_clock_data."""
+
+    _fields_ = (("clock", ctypes.c_uint64), ("rest", ctypes.c_uint8 * 40))
+
+
 class Run(ctypes.Structure):
     """The head of struct kvm_run, up to the part of the exit union that the probe reads."""
 
@@ -121,12 +150,29 @@ GET_SUPPORTED_CPUID = _ior(0x05, 8) | _iow(0x05, 8)
 CREATE_VCPU = _io(0x41)
 SET_USER_MEMORY_REGION = _iow(0x46, ctypes.sizeof(MemoryRegion))
 SET_TSS_ADDR = _io(0x47)
+SET_CLOCK = _iow(0x7B, ctypes.sizeof(ClockData))
+GET_CLOCK = _ior(0x7C, ctypes.sizeof(ClockData))
 RUN = _io(0x80)
 SET_REGS = _iow(0x82, ctypes.sizeof(Regs))
 GET_SREGS = _ior(0x83, ctypes.sizeof(Sregs))
 SET_SREGS = _iow(0x84, ctypes.sizeof(Sregs))
+SET_MSRS = _iow(0x89, 8)
 SET_CPUID2 = _iow(0x90, 8)
+SET_VCPU_EVENTS = _iow(0xA0, ctypes.sizeof(VcpuEvents))
 GET_STATS_FD = _io(0xCE)
+
+EVENTS_HAVE_SMM = 8
+"""KVM_VCPUEVENT_VALID_SMM: the field on system management mode counts."""
+
+SYSTEM_TIME = 0x4B564D01
+"""MSR_KVM_SYSTEM_TIME_NEW: where the guest wants its clock, and in bit 0 whether."""
+
+MEM_LOG_DIRTY_PAGES = 1
+MEM_READONLY = 2
+"""Flags of a memslot."""
+
+SECOND_ADDRESS_SPACE = 1 << 16
+"""Added to a memslot's number: what vcpus in system management mode see."""
 
 EXIT_IO = 2
 EXIT_MMIO = 6

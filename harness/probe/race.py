@@ -24,6 +24,13 @@ _VISITS = 3
 """After so many visits begun, at least one began and ended in between."""
 
 
+SPAN = 32
+"""How many pages a vcpu has to hammer whose way is crossed."""
+
+_DISCARDS, _AHEAD = 64, 2
+"""How often its way is crossed in a round, and how many pages ahead of it at most."""
+
+
 class OutOfTime(Exception):
     """The vcpu did not do in time what it may do."""
 
@@ -40,6 +47,7 @@ class Race:
         self._kinds: dict[str, Callable[[], bool]] = {
             "discard": self._discard,
             "discard-all": self._discard_all,
+            "discard-ahead": self._discard_ahead,
             "punch": self._punch,
             "protect": self._protect,
             "fork": self._fork,
@@ -73,6 +81,20 @@ class Race:
         self._memory.madvise(0, self._memory.pages, "dontneed")
         self._await_visits()
         return self._word() == 0
+
+    def _discard_ahead(self) -> bool:
+        """The same for the page that the vcpu is just coming to, many times over.
+
+        A fault there may begin before such a discard and end after it. It is told by the pages that
+        the vcpu then writes to without the VMM seeing that; only the last discard of a page tells.
+        """
+        box = self._vcpu.mailbox
+        for number in range(_DISCARDS):
+            ahead = (box.current - self._page + number % _AHEAD) % SPAN
+            self._memory.madvise(self._page + ahead, 1, "dontneed")
+        for _ in range(SPAN):
+            self._await_visits()
+        return 0 in self._memory.peek(self._page, SPAN, self._vcpu.index)
 
     def _punch(self) -> bool:
         """The same for a page of a file that loses it."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Creating VMs by the dozen, under signals and without memory: registration of the notifier."""
+"""Creating VMs by the dozen, under signals and without memory, and forking without memory."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import errno
 import os
 import signal
 import threading
+from collections.abc import Callable
 
 from harness.probe import kvm
 
@@ -70,13 +71,30 @@ def without_memory() -> dict[str, int]:
     CONFIG_FAULT_INJECTION with fail-nth: commit e41d58185f14 ("fault-inject: support systematic
     fault injection") (in v4.13).
     """
-    ends: collections.Counter[str] = collections.Counter()
     kvm_fd = os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        return _with_failures(lambda: _create(kvm_fd), 1)
+    finally:
+        os.close(kvm_fd)
+
+
+def forks_without_memory() -> dict[str, int]:
+    """Fork this process with each third allocation failing in turn, until none fails.
+
+    Returns how often which errno came, or "ok" where the kernel could do without. Page tables are
+    allocated in a row, so some of each mapping are among the third.
+    """
+    return _with_failures(_fork, 3)
+
+
+def _with_failures(attempt: Callable[[], str], step: int) -> dict[str, int]:
+    """How attempts end of which each ``step``-th allocation fails, from the first on."""
+    ends: collections.Counter[str] = collections.Counter()
     knob = os.open("/proc/thread-self/fail-nth", os.O_RDWR | os.O_CLOEXEC)
     try:
-        for number in range(1, _MOST_FAULTS):
+        for number in range(1, _MOST_FAULTS, step):
             os.pwrite(knob, str(number).encode(), 0)
-            end = _create(kvm_fd)
+            end = attempt()
             # It counts down, and stands at 0 once it has made an allocation fail.
             left = int(os.pread(knob, 16, 0))
             os.pwrite(knob, b"0", 0)
@@ -85,8 +103,18 @@ def without_memory() -> dict[str, int]:
             ends[end] += 1
     finally:
         os.close(knob)
-        os.close(kvm_fd)
-    raise RuntimeError(f"creating a VM has not gone well after {_MOST_FAULTS} failures")
+    raise RuntimeError(f"it has not gone well after {_MOST_FAULTS} failures")
+
+
+def _fork() -> str:
+    try:
+        pid = os.fork()
+    except OSError as error:
+        return errno.errorcode.get(error.errno or 0, str(error.errno))
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+    return "ok"
 
 
 def _create(kvm_fd: int, kind: int = 0) -> str:

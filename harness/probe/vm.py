@@ -27,6 +27,7 @@ _EFER = 0x500  # LME LMA
 _CONTROL_SLOT = 0
 MEMORY_SLOT = 1
 ALIAS_SLOT = 2
+FIRST_FREE_SLOT = 3
 
 _MANNERS = frozenset({"patient", "homeless"})
 """Orders for the VMM about its vcpu, which are no mailbox fields."""
@@ -36,6 +37,7 @@ class VirtualMachine:
     """A VM with a control memslot of its own; the memory under test is put in by set_slot."""
 
     def __init__(self, vcpus: int, payload: bytes) -> None:
+        self.payload = payload
         if not 1 <= vcpus <= layout.MOST_VCPUS:
             raise ValueError(f"a probe guest has 1 to {layout.MOST_VCPUS} vcpus, not {vcpus}")
         self.kvm_fd = os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)
@@ -45,14 +47,27 @@ class VirtualMachine:
         keep_small(self.control, layout.CONTROL_BYTES)
         self._identity_map()
         ctypes.memmove(self.control + layout.CODE_GPA, payload, len(payload))
-        self.set_slot(_CONTROL_SLOT, layout.CONTROL_GPA, self.control, layout.CONTROL_BYTES)
+        self.show_control()
         self.statistics = kvm.Statistics.of(self.fd)
         self.vcpus = [Vcpu(self, index) for index in range(vcpus)]
 
-    def set_slot(self, slot: int, gpa: int, hva: int, size: int) -> None:
-        """Create, move or (with a size of 0) delete a memslot."""
-        region = kvm.MemoryRegion(slot, 0, gpa, size, hva)
+    def set_slot(self, slot: int, gpa: int, hva: int, size: int, flags: int = 0) -> None:
+        """Create, move, change the flags of or (with a size of 0) delete a memslot."""
+        region = kvm.MemoryRegion(slot, flags, gpa, size, hva)
         kvm.ioctl(self.fd, kvm.SET_USER_MEMORY_REGION, ctypes.addressof(region))
+
+    def show_control(self, address_space: int = 0) -> None:
+        """Create the control memslot in an address space: 0, or kvm.SECOND_ADDRESS_SPACE."""
+        slot = _CONTROL_SLOT + address_space
+        self.set_slot(slot, layout.CONTROL_GPA, self.control, layout.CONTROL_BYTES)
+
+    def update_clocks(self) -> None:
+        """Have KVM write the time anew, wherever a vcpu wants it, when that next runs."""
+        clock = kvm.ClockData()
+        kvm.ioctl(self.fd, kvm.GET_CLOCK, ctypes.addressof(clock))
+        # Of what was read only the time is valid input.
+        clock = kvm.ClockData(clock=clock.clock)
+        kvm.ioctl(self.fd, kvm.SET_CLOCK, ctypes.addressof(clock))
 
     def list_words(self, vcpu: int, count: int) -> list[int]:
         """The first ``count`` answers of a vcpu's last READ."""
@@ -119,6 +134,20 @@ class Vcpu:
             if name not in _MANNERS:
                 setattr(self.mailbox, name, value)
         self._orders.put(orders)
+
+    def manage_system(self) -> None:
+        """Put the vcpu, which does nothing at present, into system management mode for good.
+
+        It goes on where it was, and sees the memslots of the second address space. Raises OSError
+        with EINVAL when KVM was built without that mode.
+        """
+        events = kvm.VcpuEvents(flags=kvm.EVENTS_HAVE_SMM, smm=1)
+        kvm.ioctl(self.fd, kvm.SET_VCPU_EVENTS, ctypes.addressof(events))
+
+    def want_clock(self, gpa: int) -> None:
+        """Ask KVM to keep the time at a gpa, as a guest does by writing an MSR."""
+        msrs = kvm.Msrs(nmsrs=1, index=kvm.SYSTEM_TIME, data=gpa | 1)
+        kvm.ioctl(self.fd, kvm.SET_MSRS, ctypes.addressof(msrs))
 
     def progress(self) -> dict[str, int]:
         """The mailbox as it stands, and the refusals so far; may be asked at any time."""

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -11,14 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from harness.probe import ageing, layout, registration, userfault
+from harness.probe import ageing, layout, registration, userfault, views
 from harness.probe.aliasing import Aliasing
 from harness.probe.backing import map_anonymous
 from harness.probe.memory import Memory
 from harness.probe.mirror import Mirror
 from harness.probe.race import Race
 from harness.probe.userfault import WriteProtection, WriteTracking
-from harness.probe.vm import MEMORY_SLOT, VirtualMachine
+from harness.probe.vm import MEMORY_SLOT, Vcpu, VirtualMachine
 
 Handler = Callable[..., Any]
 
@@ -89,6 +90,7 @@ class Vmm:
     def __init__(self, machine: VirtualMachine, memory: Memory) -> None:
         self._machine = machine
         self._memory = memory
+        self._vcpus = [(machine, vcpu) for vcpu in machine.vcpus]
         self._children: dict[str, tuple[int, socket.socket]] = {}
         self._aliasing: Aliasing | None = None
         self._protection: WriteProtection | None = None
@@ -106,10 +108,13 @@ class Vmm:
             "progress": self.progress,
             "stop": self.stop,
             "kick": self.kick,
-            "list": self._machine.list_words,
+            "list": self.list_words,
             "statistics": self.statistics,
             "set_slot": self.set_slot,
             "follow": self.follow,
+            "open_view": self.open_view,
+            "keep_clock": self.keep_clock,
+            "update_clock": self.update_clock,
             "race": self.race,
             "begin_aliasing": self.begin_aliasing,
             "end_aliasing": self.end_aliasing,
@@ -127,6 +132,7 @@ class Vmm:
             "vms_refused": registration.refused,
             "vms_under_signals": registration.under_signals,
             "vms_without_memory": registration.without_memory,
+            "forks_without_memory": registration.forks_without_memory,
             "fork": self.fork,
             "child": self.child,
             "end_child": self.end_child,
@@ -155,31 +161,51 @@ class Vmm:
             "hva": self._memory.hva,
             "pages": self._memory.pages,
             "gpa": layout.MEMORY_GPA,
-            "vcpus": len(self._machine.vcpus),
+            "vcpus": len(self._vcpus),
             "path": self._memory.path,
         }
+
+    def open_view(self, kind: str) -> dict[str, int]:
+        """Show the memory in a second way, or by other memslots, from now on; see views.py."""
+        view, more = views.KINDS[kind](self._machine, self._memory)
+        self._vcpus += more
+        vcpu = len(self._vcpus) - 1 if more else 0
+        return {**dataclasses.asdict(view), "vcpu": vcpu}
+
+    def keep_clock(self, vcpu: int, page: int) -> None:
+        """Have KVM keep a vcpu's clock in a page of the memory."""
+        self._vcpu(vcpu).want_clock(layout.MEMORY_GPA + page * layout.PAGE_BYTES)
+
+    def update_clock(self) -> None:
+        """Have KVM write the time anew when the vcpu next runs."""
+        self._machine.update_clocks()
+
+    def list_words(self, vcpu: int, count: int) -> list[int]:
+        """The answers of a vcpu's last READ."""
+        machine, there = self._vcpus[vcpu]
+        return machine.list_words(there.index, count)
 
     def order(self, vcpu: int, orders: dict[str, int]) -> None:
         """Begin an operation on a vcpu; see Vcpu.order and payload.h. ``gpa`` is filled in."""
         base = layout.ALIAS_GPA if orders.pop("alias", 0) else layout.MEMORY_GPA
         gpa = base + orders["first"] * layout.PAGE_BYTES
-        self._machine.vcpus[vcpu].order({**orders, "gpa": gpa})
+        self._vcpu(vcpu).order({**orders, "gpa": gpa})
 
     def report(self, vcpu: int, seconds: float) -> dict[str, Any] | None:
         """Wait for the end of a vcpu's operation; see Vcpu.report."""
-        return self._machine.vcpus[vcpu].report(seconds)
+        return self._vcpu(vcpu).report(seconds)
 
     def progress(self, vcpu: int) -> dict[str, int]:
         """A vcpu's counters as they stand."""
-        return self._machine.vcpus[vcpu].progress()
+        return self._vcpu(vcpu).progress()
 
     def stop(self, vcpu: int) -> None:
         """Ask the payload to end HAMMER."""
-        self._machine.vcpus[vcpu].mailbox.stop = 1
+        self._vcpu(vcpu).mailbox.stop = 1
 
     def kick(self, vcpu: int) -> None:
         """Force a vcpu out of KVM_RUN."""
-        self._machine.vcpus[vcpu].kick()
+        self._vcpu(vcpu).kick()
 
     def statistics(self) -> dict[str, dict[str, int]]:
         """KVM's counters of the VM and of each vcpu."""
@@ -200,12 +226,12 @@ class Vmm:
 
     def race(self, kind: str, vcpu: int, page: int, rounds: int, seconds: float) -> dict[str, int]:
         """Play rounds of an operation against the vcpu that hammers a page; see Race.play."""
-        contender = self._machine.vcpus[vcpu]
+        contender = self._vcpu(vcpu)
         return Race(self._memory, contender, page, seconds).play(kind, rounds)
 
-    def begin_aliasing(self) -> None:
-        """Create, move and delete a second memslot on the same memory, until told to end."""
-        self._aliasing = Aliasing(self._machine, self._memory)
+    def begin_aliasing(self, own: bool = False) -> None:
+        """Create, move and delete a second memslot, until told to end; see Aliasing."""
+        self._aliasing = Aliasing(self._machine, self._memory, own=own)
 
     def end_aliasing(self) -> int:
         """End that, with the slot deleted; how many rounds there were."""
@@ -314,3 +340,6 @@ class Vmm:
         pid, connection = self._children.pop(name)
         connection.close()
         return os.waitpid(pid, 0)[1]
+
+    def _vcpu(self, vcpu: int) -> Vcpu:
+        return self._vcpus[vcpu][1]

@@ -11,6 +11,7 @@ import contextlib
 from matrix import SHARED, on_backings
 
 from harness.guest.probe import ProbeGuest
+from harness.guest.settings import failing_allocations
 from harness.oracle.evidence import Evidence
 
 SEED = 0x5EED
@@ -125,6 +126,21 @@ def test_a_hammering_guest_loses_no_write_to_forks(guest: ProbeGuest, evidence: 
                 if guest.backing not in SHARED:
                     evidence.equal("the child to keep what it was forked with", kept, again)
     evidence.content(hammer.stop())
+    evidence.content(guest.check(SEED))
+    evidence.sound(guest)
+
+
+def test_a_fork_that_runs_out_of_memory_leaves_the_guest_alone(
+    guest: ProbeGuest, evidence: Evidence
+) -> None:
+    evidence.content(guest.fill(SEED))
+    with failing_allocations(guest.session):
+        ends = guest.ask("forks_without_memory")
+    strange = {name: count for name, count in ends.items() if name not in ("ok", "ENOMEM")}
+    evidence.equal("success or ENOMEM", [], sorted(strange.values()))
+    evidence.at_least("fork", "failures for want of memory", 1, ends.get("ENOMEM", 0))
+    # Each invalidation that was begun has ended, or this waits for one that never does.
+    evidence.done("writing after all that", guest.write(NEW, 0, guest.pages, word=WORD))
     evidence.content(guest.check(SEED))
     evidence.sound(guest)
 

@@ -62,6 +62,23 @@ def test_what_a_guest_only_read_is_swapped_out_whole_and_back(
     evidence.sound(guest)
 
 
+@pytest.mark.parametrize("backing", ["memfd", "file-shared"])
+def test_what_a_guest_wrote_where_it_had_read_goes_out_and_back(
+    guest: ProbeGuest, evidence: Evidence
+) -> None:
+    # The read may map a page so that it can be written, too; then the spte alone knows of the
+    # write, and has to say so before reclaim takes the page for one that nobody changed.
+    zeros = guest.read(0, guest.pages, word=5).words
+    evidence.equal("untouched memory", [0] * guest.pages, zeros)
+    evidence.sound(guest)
+    evidence.done("writing", guest.write(SEED, 0, guest.pages, word=5))
+    evidence.swapped_out(guest, guest.reclaim())
+    evidence.no_stale_translations(guest)
+    seen = guest.read(0, guest.pages, word=5).words
+    evidence.equal("what the guest wrote", [SEED] * guest.pages, seen)
+    evidence.sound(guest)
+
+
 @pytest.mark.parametrize(
     ("backing", "vcpus"), [*((name, 1) for name in backings("hot reclaim")), ("anon", 2)]
 )

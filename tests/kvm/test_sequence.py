@@ -27,7 +27,7 @@ def test_vcpus_go_on_when_the_count_of_invalidations_passes_a_power_of_two(
     with guest.hammering(0, PAGE, 1, patient=True) as hammer:
         hammer.await_visits(1)
         played, lost = guest.race("discard", 0, PAGE, ROUNDS)
-    evidence.at_least("progress", f"rounds of {ROUNDS}", ROUNDS, played)
+        evidence.at_least("progress", f"rounds of {ROUNDS}", ROUNDS, played)
     evidence.at_least("content", "rounds without a stray write", played, played - lost)
     evidence.content(guest.check(SEED, PAGE + 1))
     evidence.sound(guest)

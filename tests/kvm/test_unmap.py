@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import pytest
 from matrix import SHARED, on_backings, on_ranges
 
 from harness.guest.probe import ProbeGuest
@@ -68,13 +69,19 @@ def test_discarded_memory_is_as_new(
         )
 
 
+@pytest.mark.parametrize("first", ["written", "read"])
 @on_backings("free")
-def test_freed_memory_that_is_written_again_is_kept(guest: ProbeGuest, evidence: Evidence) -> None:
+def test_freed_memory_that_is_written_again_is_kept(
+    guest: ProbeGuest, evidence: Evidence, first: str
+) -> None:
     half = guest.pages // 2
     guest.write(OLD, 0, guest.pages, word=WORD)
     evidence.sound(guest)
     with evidence.told(guest):
         guest.madvise("free")
+    if first == "read":
+        # Which may map the page so that it can be written; then the spte alone knows of the write.
+        guest.read(0, half, word=WORD)
     evidence.done("writing to freed memory", guest.write(NEW, 0, half, word=WORD))
     evidence.sound(guest)
     guest.reclaim()

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from harness import campaign
 from harness.campaign import Campaign, Plan, chosen, read_run
 from harness.catalogue import CATALOGUE
 from harness.command import Completed
-from harness.errors import ExitCode, UsageError
+from harness.errors import ExitCode, HarnessError, UsageError
 from harness.kill_matrix import Fate
 from harness.machine.accelerator import Accelerator
 from harness.progress import Silent
@@ -71,6 +73,8 @@ def run_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def run(plan: Plan, checks: Checks) -> Any:
         monkeypatch.setattr(campaign, "run_logged", checks)
+        # What another process asks is not to be seen here.
+        plan = dataclasses.replace(plan, at_once=plan.at_once or 1)
         return Campaign(plan, Store(tmp_path / "store"), tmp_path, Silent()).run()
 
     return run
@@ -87,7 +91,7 @@ def test_the_good_kernel_comes_first_and_has_the_patches_alone(
     matrix = run_plan(Plan(KERNEL, (NAME,)), checks)
     assert [row.fate for row in matrix.rows] == [Fate.KILLED]
     good, control = checks.asked
-    assert sum(word.startswith("--patch=") for word in good) == 4
+    assert sum(word.startswith("--patch=") for word in good) == 5
     assert not any(word.startswith("--control") for word in good)
     assert f"--control={NAME}" in control
     assert not any(word.startswith("--patch") for word in control)
@@ -115,6 +119,17 @@ def test_a_control_whose_scenarios_the_good_kernel_did_not_run_is_an_error(run_p
     assert matrix.rows[0].fate is Fate.ERROR
 
 
+def test_a_control_that_needs_what_this_kernel_lacks_is_not_observable(run_plan: Any) -> None:
+    lacking = results(0, sees="skip", blind="pass")
+    lacking["tests"][0]["message"] = "The host's kernel has no such thing."
+    checks = Checks((0, lacking))
+    matrix = run_plan(Plan(KERNEL, (NAME,)), checks)
+    assert [(row.fate, row.why) for row in matrix.rows] == [
+        (Fate.UNOBSERVABLE, "The host's kernel has no such thing.")
+    ]
+    assert len(checks.asked) == 1, "it is not run for nothing"
+
+
 def test_no_control_is_run_on_a_good_kernel_that_fails(run_plan: Any, tmp_path: Path) -> None:
     matrix = run_plan(Plan(KERNEL, (NAME,)), Checks(KILLED))
     assert matrix.rows == ()
@@ -130,9 +145,71 @@ def test_what_broke_once_is_tried_again(run_plan: Any) -> None:
 
 def test_what_broke_twice_is_a_stop(run_plan: Any) -> None:
     broken = (200, results(200, sees="error"))
-    matrix = run_plan(Plan(KERNEL, ("range-end-lost",)), Checks(GOOD, broken, broken))
+    matrix = run_plan(Plan(KERNEL, (NAME,)), Checks(GOOD, broken, broken))
     assert matrix.rows[0].fate is Fate.STOPPED
     assert "last words" in matrix.rows[0].why
+
+
+def test_controls_that_are_checked_at_once_come_back_in_order(run_plan: Any) -> None:
+    names = ("sptes-survive-mprotect", "sptes-survive-fork", "sptes-survive-unmap")
+
+    class Fitting(Checks):
+        """Answers what is asked: the good kernel first, then whatever a worker takes."""
+
+        def __call__(self, argv: Sequence[str], *arguments: Any, **named: Any) -> Completed:
+            good = not any(word.startswith("--control") for word in argv)
+            self.answers = [GOOD if good else KILLED]
+            assert good or "--hosts=1" in argv
+            return super().__call__(argv, *arguments, **named)
+
+    matrix = run_plan(Plan(KERNEL, names, at_once=2), Fitting())
+    assert [row.name for row in matrix.rows] == [
+        "sptes-survive-unmap",
+        "sptes-survive-mprotect",
+        "sptes-survive-fork",
+    ]
+    fates = {row.name: row.fate for row in matrix.rows}
+    assert fates["sptes-survive-mprotect"] is Fate.KILLED
+    assert 0 < matrix.seconds < 60
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gib", "expected"), [(2, 24, 3), (2, 8, 2), (1, 1, 1), (64, 512, 8), (None, 16, 2)]
+)
+def test_as_many_are_checked_at_once_as_the_machine_bears(
+    cpus: int | None, gib: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": gib << 18}
+    monkeypatch.setattr(os, "cpu_count", lambda: cpus)
+    monkeypatch.setattr(os, "sysconf", sizes.__getitem__)
+    assert campaign._bearable() == expected
+
+
+def test_a_worker_that_breaks_is_no_result(
+    run_plan: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    class Breaking(Checks):
+        def __call__(self, argv: Sequence[str], *arguments: Any, **named: Any) -> Completed:
+            if any(word.startswith("--control") for word in argv):
+                raise RuntimeError("a bug")
+            return super().__call__(argv, *arguments, **named)
+
+    names = ("sptes-survive-mprotect", "sptes-survive-fork")
+    with pytest.raises(HarnessError, match="A worker of the campaign ended with status 1"):
+        run_plan(Plan(KERNEL, names, at_once=2), Breaking(GOOD))
+    assert "a bug" in capfd.readouterr().err
+
+
+def test_every_scenario_is_asked_when_that_is_wished(run_plan: Any) -> None:
+    also = "tests/kvm/test_userfault.py::test_the_guest_waits_x[tdp-anon]"
+    good = json.loads(json.dumps(GOOD[1]))
+    good["tests"].append({**good["tests"][0], "id": also})
+    for every in (False, True):
+        checks = Checks((0, good), KILLED)
+        run_plan(Plan(KERNEL, (NAME,), every=every), checks)
+        assert (also in checks.asked[1]) is every
+        (expression,) = (word for word in checks.asked[0] if word.startswith("-k"))
+        assert ("test_userfault" in expression) is every
 
 
 def test_an_interrupt_leaves_what_was_done(run_plan: Any, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,12 +15,17 @@ from harness.control import all_controls
 from harness.kernel.reference import DebianSource
 from harness.machine.mmu import Mmu, parse
 from harness.progress import Silent
+from harness.result import summary
 from harness.result.hooks import HOOKS
+from harness.result.outcome import Request
 from harness.store import Store
 
 ROOT = Path(__file__).parents[2]
 WORDS = {"and", "or", "not", "tests", "kvm", "parametrize"}
 """What -k reads as its own, or finds in each test."""
+
+UNPROVEN: dict[str, str] = {}
+"""Scenarios that no control was seen to break, with the reason."""
 
 by_name = pytest.mark.parametrize("item", CATALOGUE, ids=lambda item: item.name)
 
@@ -51,16 +57,17 @@ def test_an_entry_says_what_it_breaks_and_who_sees_it(item: Entry) -> None:
     assert item.breaks
     assert item.stands_for
     assert item.sees
-    assert not set(item.sees) & set(item.blind)
+    assert not {*item.sees, *item.also} & set(item.blind)
+    assert not set(item.sees) & set(item.also)
     for mode in item.modes:
         parse(mode)
-    for scenario in (*item.sees, *item.blind):
+    for scenario in (*item.sees, *item.also, *item.blind):
         assert not set(scenario.split()) & WORDS
 
 
 @by_name
 def test_each_scenario_is_in_the_suite_once(item: Entry, suite: list[str]) -> None:
-    for scenario in (*item.sees, *item.blind):
+    for scenario in (*item.sees, *item.also, *item.blind):
         named = [mode for mode in ("shadow", "tdp") if mode in scenario.split()]
         modes = named or item.modes
         found = [id for id in suite if matches(scenario, id) and f"{modes[0]}-legacy" not in id]
@@ -74,6 +81,14 @@ def test_a_hook_that_only_some_tests_count_for_has_such_tests(suite: list[str]) 
     for hook in particular:
         assert any(hook.within(id) for id in suite), hook.function
         assert not all(hook.within(id) for id in suite), hook.function
+
+
+def test_each_scenario_has_a_control_on_which_it_is_seen_to_fail(suite: list[str]) -> None:
+    functions = {id.partition("[")[0] for id in suite}
+    claims = {claim for item in CATALOGUE for claim in (*item.sees, *item.also)}
+    claimed = {id.partition("[")[0] for id in suite if any(matches(claim, id) for claim in claims)}
+    assert UNPROVEN.keys() <= functions
+    assert functions - claimed == UNPROVEN.keys()
 
 
 def test_a_control_has_three_scenarios_that_should_not_care_or_breaks_all() -> None:
@@ -90,6 +105,23 @@ def test_an_expression_selects_what_matches() -> None:
     )
     assert matches("test_fork ANON", "tests/kvm/test_fork.py::test_x[tdp-anon]")
     assert not matches("test_fork thp", "tests/kvm/test_fork.py::test_x[tdp-anon]")
+
+
+def test_the_documentation_says_of_each_scenario_on_which_controls_it_fails(
+    suite: list[str],
+) -> None:
+    told = []
+    for function in dict.fromkeys(id.partition("[")[0] for id in suite):
+        ids = [id for id in suite if id.partition("[")[0] == function]
+        names = [
+            f"`{item.name}`"
+            for item in CATALOGUE
+            if any(matches(claim, id) for claim in (*item.sees, *item.also) for id in ids)
+        ]
+        told.append(f"| {summary.scenario(Request(function, '', ''))} | {', '.join(names)} |")
+    text = (ROOT / "docs" / "controls.md").read_text()
+    documented = [line for line in text.splitlines() if re.match(r"\| [a-z ]+: ", line)]
+    assert documented == told
 
 
 def test_the_table_of_the_documentation_is_that_of_the_catalogue() -> None:

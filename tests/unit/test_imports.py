@@ -46,7 +46,7 @@ MAY_IMPORT = {
     # What runs the product itself, again and again, and what measures with it.
     "campaign": VOCABULARY
     | {"kernel", "machine", "result"}
-    | {"control", "workbench", "catalogue", "kill_matrix"},
+    | {"control", "workbench", "catalogue", "kill_matrix", "crew"},
     "comparing": VOCABULARY | {"kernel", "result", "control", "workbench", "comparison", "measure"},
     "measure": {"errors", "guest", "oracle", "result", "comparison"},
     "probe": set[str](),

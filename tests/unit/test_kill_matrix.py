@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
@@ -85,6 +86,23 @@ def test_a_stranger_besides_a_killer_takes_nothing_away() -> None:
     row = judged(ENTRY, run(asked(SEES, "fail", "x"), asked(BLIND, "fail", "y"), code=1))
     assert row.fate is Fate.KILLED
     assert [cell.id for cell in row.strangers] == [BLIND]
+
+
+def test_a_scenario_that_was_to_prove_itself_and_did_not_is_a_failure() -> None:
+    entry = dataclasses.replace(ENTRY, also=("test_race punch",))
+    punch = "tests/kvm/test_race.py::test_no_write[tdp-punch-1]"
+    killer = asked(SEES, "fail", "translations")
+    missed = judged(entry, run(killer, asked(punch), code=1))
+    assert missed.fate is Fate.KILLED
+    assert [cell.id for cell in missed.missed] == [punch]
+    assert [cell.role for cell in missed.cells] == [Role.SEES, Role.SEES]
+    assert kill_matrix.exit_code(matrix(missed)) == ExitCode.FAIL
+    assert f"spte-kept: not seen by {missed.missed[0].scenario}" in kill_matrix.summary(
+        matrix(missed)
+    )
+    proven = judged(entry, run(killer, asked(punch, "fail", "content"), code=1))
+    assert proven.missed == ()
+    assert kill_matrix.exit_code(matrix(proven)) == ExitCode.PASS
 
 
 def test_a_crash_that_a_scenario_saw_is_told_with_its_line() -> None:

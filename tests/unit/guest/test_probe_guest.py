@@ -15,7 +15,7 @@ from fake_session import FakeClock, Request, session_with
 
 from harness.errors import DeadlineError, OracleUnavailable, ProbeError, Violation
 from harness.guest import hammer
-from harness.guest.observation import Visit, unpack
+from harness.guest.observation import View, Visit, unpack
 from harness.guest.probe import ProbeGuest, probe_guest
 from harness.guest.session import GuestLost, Session
 from harness.probe import layout
@@ -95,7 +95,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
 
 def test_an_operation_is_an_order_and_a_report(agent: Scripted, guest: ProbeGuest) -> None:
     agent.answers["report"] = {**REPORT, "end": "done", "done": 3, "rounds": 1, "bad": 2}
-    visit = guest.check(seed=5, first=2, pages=3, step=32, vcpu=1)
+    visit = guest.check(seed=5, first=2, pages=3, step=32, view=View(9, 1 << 30, vcpu=1))
     assert (visit.end, visit.done, visit.rounds, visit.bad) == ("done", 3, 1, 2)
     assert not visit.refused
     (request,) = agent.of("order")
@@ -104,6 +104,27 @@ def test_an_operation_is_an_order_and_a_report(agent: Scripted, guest: ProbeGues
         "op": layout.OP_CHECK, "first": 2, "pages": 3, "seed": 5, "step": 32,
     }  # fmt: skip
     assert agent.of("report")[0]["vcpu"] == 1
+
+
+def test_an_operation_through_a_view_is_for_its_vcpu_and_its_memslot(
+    agent: Scripted, guest: ProbeGuest
+) -> None:
+    agent.answers |= {"list": [1], "open_view": {"vm_fd": 9, "gpa": 3 << 30, "alias": 1, "vcpu": 2}}
+    view = guest.open_view("alias")
+    assert view == View(9, 3 << 30, alias=1, vcpu=2)
+    assert guest.views == (View(9, 1 << 30), view)
+    guest.read(view=view)
+    guest.write(7, view=view)
+    guest.check(3, view=view)
+    assert [orders["alias"] for orders in agent.orders] == [1, 1, 1]
+    for op in ("order", "report", "list"):
+        assert {request["vcpu"] for request in agent.of(op)} == {2}
+
+
+def test_a_view_that_is_the_usual_one_is_looked_at_once(agent: Scripted, guest: ProbeGuest) -> None:
+    agent.answers["open_view"] = {"vm_fd": 9, "gpa": 1 << 30, "alias": 0, "vcpu": 0}
+    guest.open_view("pieces")
+    assert guest.views == (View(9, 1 << 30),)
 
 
 def test_each_operation_has_its_number_and_its_words(agent: Scripted, guest: ProbeGuest) -> None:
@@ -322,13 +343,12 @@ def test_a_refusal_that_never_comes_is_a_violation(agent: Scripted, guest: Probe
         hammer.await_refusal()
 
 
-def test_what_failed_matters_more_than_what_stopping_says(
-    agent: Scripted, guest: ProbeGuest
-) -> None:
-    agent.answers["stop"] = died(signal.SIGBUS)
+def test_what_failed_matters_more_than_what_a_kick_says(agent: Scripted, guest: ProbeGuest) -> None:
+    agent.answers["kick"] = died(signal.SIGBUS)
     with pytest.raises(ZeroDivisionError), guest.hammering():
         raise ZeroDivisionError
-    assert agent.of("stop")
+    assert agent.of("kick")
+    assert not agent.of("report"), "nobody waits for it"
 
 
 # Memory.

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from harness.errors import HostLostError, KernelSplat, OracleUnavailable, ProbeError, Violation
-from harness.guest.observation import Residency, Visit
+from harness.guest.observation import Residency, View, Visit
 from harness.oracle import evidence as module
 from harness.oracle import outside
 from harness.oracle.evidence import Evidence
@@ -80,6 +80,7 @@ class FakeGuest:
 
     def __init__(self) -> None:
         self.pages, self.pid, self.vm_fd, self.hva, self.gpa = PAGES, 70, 9, 0x7000, 1 << 30
+        self.views = [View(self.vm_fd, self.gpa)]
         self.backing = "anon"
         self.drained = 0
         self.session = SimpleNamespace(cpus=2, ask=self._drain)
@@ -156,8 +157,13 @@ class Kernel:
     def read_sptes(self, program: object, pid: int, vm_fd: int, gpa: int, pages: int) -> Sptes:
         """No spte, but for what ``sptes`` says: frame and whether it is writable."""
         assert self._host.stopped
-        assert (pid, vm_fd, gpa, pages) == (70, 9, 1 << 30, PAGES)
-        leaves = self._next(self.sptes)
+        assert (pid, vm_fd, pages) == (70, 9, PAGES)
+        if gpa != 1 << 30:
+            assert gpa == 3 << 30
+            return self._sptes({7: (0xBAD, False)})
+        return self._sptes(self._next(self.sptes))
+
+    def _sptes(self, leaves: dict[int, tuple[int, bool]]) -> Sptes:
         return Sptes(
             np.array(list(leaves), np.int64),
             np.array([pfn for pfn, _ in leaves.values()], np.uint64),
@@ -314,6 +320,15 @@ def test_sptes_that_agree_are_in_order(evidence: Evidence, guest: Any, kernel: K
 def test_a_stale_spte_is_a_violation(evidence: Evidence, guest: Any, kernel: Kernel) -> None:
     kernel.sptes = [{5: (FIRST_PFN + 5, True), 6: (0xBAD, False)}]
     seen = violated(evidence, "translations", lambda: evidence.no_stale_translations(guest), 6).seen
+    assert "an spte maps pfn 0xbad" in seen
+
+
+def test_every_view_of_the_memory_is_looked_at(
+    evidence: Evidence, guest: Any, kernel: Kernel
+) -> None:
+    kernel.sptes = [{5: (FIRST_PFN + 5, True)}]
+    guest.views = [*guest.views, View(9, 3 << 30, alias=1)]
+    seen = violated(evidence, "translations", lambda: evidence.no_stale_translations(guest), 7).seen
     assert "an spte maps pfn 0xbad" in seen
 
 

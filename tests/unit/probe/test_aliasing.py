@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from harness.probe import layout
+from harness.probe import layout, system
 from harness.probe.aliasing import Aliasing
 from harness.probe.vm import ALIAS_SLOT
 
@@ -65,8 +65,31 @@ def test_nothing_happens_after_the_end() -> None:
     machine = FakeMachine(enough=3)
     aliasing = begun(machine)
     rounds = aliasing.end()
-    assert not aliasing._thread.is_alive()
+    assert not any(thread.is_alive() for thread in aliasing._threads)
     assert len(machine.calls) == 3 * rounds
+
+
+def test_a_slot_of_its_own_shows_other_memory_whose_protection_changes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    changed: list[tuple[int, int, int]] = []
+
+    def mprotect(address: int, size: int, protection: int) -> int:
+        changed.append((address, size, protection))
+        return 0
+
+    monkeypatch.setattr(system.libc, "mprotect", mprotect)
+    machine = FakeMachine(enough=4)
+    memory = SimpleNamespace(pages=PAGES, hva=HVA)
+    aliasing = Aliasing(machine, memory, own=True)  # type: ignore[arg-type]
+    assert machine.reached.wait(SECONDS)
+    assert aliasing.end() >= 1
+    shown = {hva for _, _, hva, _ in machine.calls}
+    assert len(shown) == 1
+    assert HVA not in shown
+    assert {(address, size) for address, size, _ in changed} == {(shown.pop(), SIZE)}
+    assert {protection for *_, protection in changed} == {1, 3}, "and is left as it was"
+    assert changed[-1][2] == 3
 
 
 @pytest.mark.parametrize("fails", [1, 2, 3, 5])

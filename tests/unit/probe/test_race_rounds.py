@@ -113,6 +113,55 @@ def test_a_write_that_is_not_in_the_new_page_is_lost(kind: str) -> None:
     assert played(kind, _nothing, backing=backing)[0] == {"rounds": ROUNDS, "lost": ROUNDS}
 
 
+class FakeWalker:
+    """A vcpu that goes on to the next page whenever somebody looks how far it is.
+
+    ``stuck`` is a page at which its writes go where the VMM does not see them.
+    """
+
+    index = WORD
+
+    def __init__(self, memory: Memory, stuck: int | None = None) -> None:
+        self._memory, self._stuck = memory, stuck
+        self.done_visits = 0
+        self.current = PAGE
+        self.mailbox: Any = self
+
+    @property
+    def done(self) -> int:
+        self.current = PAGE + self.done_visits % module.SPAN
+        if self.current != self._stuck:
+            self._memory.poke(self.current, 1, WORD, 1)
+        self.done_visits += 1
+        return self.done_visits
+
+
+@pytest.mark.parametrize(("stuck", "lost"), [(None, 0), (PAGE, 1), (PAGE + 1, 1)])
+def test_a_vcpu_whose_way_is_crossed_writes_to_pages_that_are_there(
+    stuck: int | None, lost: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crossed: list[int] = []
+    discard = Memory.madvise
+
+    def remember(memory: Memory, first: int, pages: int, advice: str) -> None:
+        assert (pages, advice) == (1, "dontneed")
+        crossed.append(first)
+        discard(memory, first, pages, advice)
+
+    monkeypatch.setattr(Memory, "madvise", remember)
+
+    def run() -> dict[str, int]:
+        memory = Memory(PAGE + module.SPAN)
+        memory.poke(0, memory.pages, WORD, 100)
+        vcpu: Any = FakeWalker(memory, stuck)
+        played = Race(memory, vcpu, PAGE, SECONDS).play("discard-ahead", 1)
+        assert set(crossed) <= set(range(PAGE, PAGE + module.SPAN))
+        assert len(crossed) > module.SPAN
+        return played
+
+    assert in_child(run) == {"rounds": 1, "lost": lost}
+
+
 def test_a_write_to_a_page_that_is_protected_is_one_too_many() -> None:
     ended, _ = played("protect", refused=_write_regardless)
     assert ended == {"rounds": ROUNDS, "lost": ROUNDS}

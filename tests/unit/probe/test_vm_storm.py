@@ -33,6 +33,9 @@ class FakeSystem:
         self.open_files: set[int] = set()
         self.most_open = 0
         self.created: list[int] = []
+        self.forked = 0
+        self.reaped: list[int] = []
+        self.failed: list[int] = []
         self._fail_nth = 0
         self._next = 100
         self._knobs: set[int] = set()
@@ -74,14 +77,29 @@ class FakeSystem:
             raise OSError(errno.EINVAL, "Invalid argument")
         if self.refusal:
             raise OSError(self.refusal, os.strerror(self.refusal))
-        for outcome in self.allocations:
-            if self._fail_nth:
-                self._fail_nth -= 1
-                if not self._fail_nth and outcome:
-                    raise OSError(outcome, os.strerror(outcome))
+        self._allocate()
         machine = self._opened()
         self.created.append(machine)
         return machine
+
+    def fork(self) -> int:
+        self._allocate()
+        self.forked += 1
+        return 1000 + self.forked
+
+    def waitpid(self, pid: int, options: int) -> tuple[int, int]:
+        assert options == 0
+        self.reaped.append(pid)
+        return pid, 0
+
+    def _allocate(self) -> None:
+        for number, outcome in enumerate(self.allocations, 1):
+            if self._fail_nth:
+                self._fail_nth -= 1
+                if not self._fail_nth:
+                    self.failed.append(number)
+                    if outcome:
+                        raise OSError(outcome, os.strerror(outcome))
 
 
 @pytest.fixture
@@ -132,12 +150,21 @@ def test_each_allocation_fails_once(
     assert fake._fail_nth == 0, "nothing fails afterwards"
 
 
+def test_each_third_allocation_of_a_fork_fails_once(fake: FakeSystem) -> None:
+    fake.allocations = [errno.ENOMEM, 0, 0, 0, 0, 0, errno.EAGAIN]
+    assert registration.forks_without_memory() == {"ENOMEM": 1, "ok": 1, "EAGAIN": 1}
+    assert fake.failed == [1, 4, 7]
+    assert fake.reaped == [1001, 1002], "each child that there was"
+    assert fake._fail_nth == 0
+    assert not fake.open_files
+
+
 def test_a_vm_that_never_goes_well_is_an_error(
     fake: FakeSystem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(registration, "_MOST_FAULTS", 20)
     fake.allocations = [errno.ENOMEM] * 50
-    with pytest.raises(RuntimeError, match="has not gone well after 20 failures"):
+    with pytest.raises(RuntimeError, match="it has not gone well after 20 failures"):
         registration.without_memory()
     assert not fake.open_files
 

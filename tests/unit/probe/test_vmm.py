@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,7 @@ import pytest
 
 from harness.guest.observation import unpack
 from harness.guest.zipapp import _compile_payload
-from harness.probe import layout, vmm
+from harness.probe import kvm, layout, race, views, vmm
 from harness.probe.layout import OP_CHECK, OP_FILL, OP_HAMMER, OP_READ, OP_WRITE, pattern
 from harness.probe.vm import VirtualMachine
 
@@ -426,6 +428,17 @@ def test_a_race_is_played_against_a_vcpu_in_full_run(start: Callable[..., Vmm], 
     assert guest.report()["end"] == "done"
 
 
+def test_the_way_of_a_vcpu_in_full_run_is_crossed(start: Callable[..., Vmm]) -> None:
+    guest = start()
+    guest.done(OP_FILL)
+    guest.order(OP_HAMMER, 33, race.SPAN, word=0, patient=1)
+    guest.await_progress("done", 1)
+    played = guest.ask("race", kind="discard-ahead", vcpu=0, page=33, rounds=20, seconds=SECONDS)
+    assert played == {"rounds": 20, "lost": 0}
+    guest.ask("stop", vcpu=0)
+    assert guest.report()["bad"] > 20, "what it found was zero again and again"
+
+
 @pytest.mark.parametrize("kind", ["protect", "move"])
 def test_a_race_awaits_that_the_vcpu_is_refused(start: Callable[..., Vmm], kind: str) -> None:
     guest = start()
@@ -515,3 +528,69 @@ def test_the_vmm_ends_when_its_peer_is_gone(start: Callable[..., Vmm]) -> None:
         assert time.monotonic() < until
         time.sleep(0.002)
     assert ended == (guest.pid, 0)
+
+
+# More than one memslot and one VM.
+
+
+def words(guest: Vmm, view: dict[str, int]) -> list[int]:
+    """One word of each page as the vcpu of a view reads it."""
+    vcpu = view["vcpu"]
+    guest.done(OP_READ, 0, PAGES, vcpu=vcpu, word=3, alias=view["alias"])
+    return list(guest.ask("list", vcpu=vcpu, count=PAGES))
+
+
+@pytest.mark.parametrize("kind", views.KINDS)
+def test_each_view_shows_the_memory_and_follows_it(filled: Vmm, kind: str) -> None:
+    facts = filled.ask("describe")
+    if kind == "management-mode" and not management_mode_is_known():
+        pytest.skip("KVM on this machine has no system management mode.")
+    view = filled.ask("open_view", kind=kind)
+    assert words(filled, view) == filled.ask("peek", first=0, pages=PAGES, word=3)
+    filled.ask("madvise", first=0, pages=PAGES, advice="dontneed")
+    assert words(filled, view) == [0] * PAGES
+    other = {"vm_fd": view["vm_fd"] != facts["vm_fd"], "alias": view["alias"] == 1}
+    assert other == {"vm_fd": kind == "second-vm", "alias": kind in ("alias", "read-only")}
+    assert (view["vcpu"] == 1) == (kind == "second-vm")
+
+
+def test_a_view_that_is_read_only_is_not_written_through(filled: Vmm) -> None:
+    view = filled.ask("open_view", kind="read-only")
+    report = filled.do(OP_WRITE, 3, 1, word=3, alias=view["alias"])
+    assert (report["end"], report["current"]) == ("refused", 3)
+    filled.done(OP_CHECK)
+
+
+def test_a_view_in_pieces_has_a_memslot_of_one_page() -> None:
+    made: list[tuple[int, int, int, int]] = []
+    machine: Any = SimpleNamespace(fd=1, set_slot=lambda *slot: made.append(slot))
+    views.pieces(machine, SimpleNamespace(pages=PAGES, hva=0))  # type: ignore[arg-type]
+    (_, _, _, gone), *pieces = made
+    assert gone == 0
+    sizes = [size // layout.PAGE_BYTES for *_, size in pieces]
+    assert 1 in sizes
+    assert sum(sizes) == PAGES
+    assert len({slot for slot, *_ in pieces}) == len(pieces)
+    for (_, gpa, hva, size), (_, after, hva_after, _) in itertools.pairwise(pieces):
+        assert (gpa + size, hva + size) == (after, hva_after)
+
+
+def test_a_clock_is_kept_in_the_page_that_the_memory_has_now(filled: Vmm) -> None:
+    filled.ask("keep_clock", vcpu=0, page=9)
+
+    def factor() -> int:
+        filled.ask("update_clock")
+        filled.done(OP_CHECK, 0, 9)
+        return int(filled.ask("peek", first=9, pages=1, word=3)[0])
+
+    before = factor()
+    assert before
+    filled.ask("madvise", first=9, pages=1, advice="dontneed")
+    assert filled.ask("peek", first=9, pages=1, word=3) == [0]
+    assert factor() == before
+
+
+def management_mode_is_known() -> bool:
+    """KVM_CAP_X86_SMM."""
+    with Path("/dev/kvm").open("rb", buffering=0) as device:
+        return kvm.ioctl_number(device.fileno(), kvm.CHECK_EXTENSION, 117) > 0
