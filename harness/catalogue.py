@@ -27,6 +27,11 @@ _HUGETLB = "test_large_pages mapped_by_large hugetlb"
 _COPY_ZERO = "test_copy_on_write copied_when anon vmm"
 _COPY_FILE = "test_copy_on_write copied_when file-private vmm"
 _MERGE = "test_merge merged_pages_read"
+_LINUX_STORM = "test_swap_storm get_by 2-96"
+_LINUX_MERGE = "test_shared_pages equal_guests"
+
+SUITES = ("tests/kvm", "tests/linux")
+"""Where the scenarios are."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +93,7 @@ CATALOGUE = (
           sees=("test_move moved_out_of_its_mapping anon",)),
     Entry("sptes-survive-reclaim", "sptes are dropped before reclaim frees the page",
           "369ea8242c0f and its reverts: guests crashed under swap and KSM",
-          sees=(_SWAP,)),
+          sees=(_SWAP, _LINUX_STORM)),
     Entry("sptes-survive-migration", "sptes follow a page to its new frame",
           "369ea8242c0f, on the way to migrate instead of to swap",
           sees=("test_migrate other_node anon",)),
@@ -97,7 +102,7 @@ CATALOGUE = (
           sees=("test_file each_sync fsync file-shared",)),
     Entry("sptes-survive-ksm-protect", "nobody writes to a page that KSM shares",
           "785373b4c387: guests crashed under KSM",
-          sees=(_MERGE,)),
+          sees=(_MERGE, _LINUX_MERGE)),
     Entry("sptes-survive-ksm-replace", "sptes follow to the page that KSM shares",
           "785373b4c387: guests crashed under KSM",
           sees=("test_merge reading",)),
@@ -122,7 +127,7 @@ CATALOGUE = (
           sees=(_EXIT, _SWAP), blind=()),
     Entry("pre-notifier", "everything that the mission's patch promises",
           "KVM before there were mmu notifiers",
-          sees=(_EXIT, _SWAP, _UNMAP, _MERGE), blind=()),
+          sees=(_EXIT, _SWAP, _UNMAP, _MERGE, _LINUX_STORM), blind=()),
     Entry("reference-leak-sparse", "no reference leaks, not even on each 64th page",
           "a leak that totals and samples miss",
           sees=(_EXIT, _SWAP), blind=()),

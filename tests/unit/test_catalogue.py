@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.catalogue import CATALOGUE, Entry, entry, expression, matches
+from harness.catalogue import CATALOGUE, SUITES, Entry, entry, expression, matches
 from harness.control import all_controls
 from harness.kernel.reference import DebianSource
 from harness.machine.mmu import Mmu, parse
@@ -28,7 +28,7 @@ by_name = pytest.mark.parametrize("item", CATALOGUE, ids=lambda item: item.name)
 def suite() -> list[str]:
     """The ids of all tests of the suite, in all MMU modes."""
     modes = [f"--mmu={mode}" for mode in Mmu]
-    words = ["--collect-only", "-q", "-pno:cacheprovider", *modes, "tests/kvm"]
+    words = ["--collect-only", "-q", "-pno:cacheprovider", *modes, *SUITES]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *words],
         cwd=ROOT,

@@ -16,7 +16,7 @@ MODULES = sorted((ROOT / "harness").rglob("*.py"))
 VOCABULARY = {"errors", "deadline", "command", "janitor", "progress", "store"}
 DOORS = {"__main__", "cli", "options", "suite"} | {"plugin", "wishing", "items", "distributed"}
 
-ROOMS = {"kernel", "image", "machine", "guest", "oracle", "result"}
+ROOMS = {"kernel", "image", "machine", "guest", "linux_guest", "oracle", "result"}
 
 # What each room may import besides itself. A door may import everything.
 MAY_IMPORT = {
@@ -26,6 +26,8 @@ MAY_IMPORT = {
     "machine": VOCABULARY | {"kernel", "image"},
     # L0 shares the layout of a guest's memory and the words of the protocol with the probe.
     "guest": VOCABULARY | {"kernel", "image", "machine", "probe"},
+    # A Linux guest is seen from L0 as a probe guest is: through the agent, in the same words.
+    "linux_guest": VOCABULARY | {"kernel", "image", "machine", "guest"},
     # An oracle reports in the words of the result room.
     "oracle": VOCABULARY | {"kernel", "image", "machine", "guest", "probe", "result"},
     "result": {"errors"},
