@@ -92,7 +92,7 @@ class LinuxGuest:
         self.gpa = _FIRST_MIB << 20
         self.pages = (spec.memory_mib - _FIRST_MIB) * _PAGES_PER_MIB
         self.backing = spec.backing
-        self._process = process
+        self.process = process
         self._keys = keys
         self._shell: Shell | None = None
         self._ready = 0
@@ -141,7 +141,7 @@ class LinuxGuest:
         if self._ended():
             raise self._died()
         if self.status() == "internal-error":
-            words = visible(self._process.stderr_tail.strip())
+            words = visible(self.process.stderr_tail.strip())
             raise Violation("access", f"KVM to run {self.name}", f"QEMU had to stop it: {words}")
 
     def watch(self) -> Counters:
@@ -193,7 +193,7 @@ class LinuxGuest:
         """Kill QEMU with SIGKILL, and wait for its end."""
         self._killed = True
         self._signal("KILL")
-        self._process.status(self._soon(f"The end of {self.name}"))
+        self.process.status(self._soon(f"The end of {self.name}"))
         self._gone = True
 
     def close(self) -> None:
@@ -351,18 +351,28 @@ class LinuxGuest:
 
     def _died(self) -> LinuxGuestError:
         with contextlib.suppress(HarnessError):
-            status = self._process.status(self._soon(f"The end of {self.name}"))
+            if self._process_exists():
+                return LinuxGuestError(f"The connection to the QEMU of {self.name} was cut.")
+            status = self.process.status(self._soon(f"The end of {self.name}"))
             how = f"ended with status {status}"
-            if status in (-9, 137):
+            # SSH tells no status of a process that a signal ended.
+            if status < 0:
                 how = "was killed, as by the OOM killer when its cgroup or the host is too small"
-            words = visible(self._process.stderr_tail.strip())
+            words = visible(self.process.stderr_tail.strip())
             said = f" It said:\n{words}" if words else ""
             return LinuxGuestError(f"QEMU of {self.name} {how}.{said}")
-        return LinuxGuestError(f"The connection to the QEMU of {self.name} was cut.")
+        return LinuxGuestError(f"QEMU of {self.name} does not answer, nor does its host.")
+
+    def _process_exists(self) -> bool:
+        """Whether there is QEMU's process in the host, and it is not just waiting to be reaped."""
+        script = 'read -r _ _ state _ <"/proc/$1/stat" && [ "$state" != Z ]'
+        deadline = self._soon(f"Looking for {self.name}")
+        words = ["sh", "-c", script, "sh", str(self.pid)]
+        return self.session.host.run(words, deadline, check=False).status == 0
 
     def _failed(self, reason: str) -> LinuxGuestError:
         tail = visible(self.serial.log.tail(8)[-2000:]) or "(nothing)"
-        words = visible(self._process.stderr_tail.strip())
+        words = visible(self.process.stderr_tail.strip())
         more = f" QEMU said:\n{words}" if words else ""
         return LinuxGuestError(
             f"{self.name} did not come up: {reason.rstrip('.')}. The end of its log:\n{tail}{more}"

@@ -61,6 +61,7 @@ class FakeHost:
         self.asked: list[tuple[str, ...]] = []
         self.shell = FakeShell()
         self.ports: list[int] = []
+        self.lives = False
 
     def check(self) -> None:
         if self.problem:
@@ -68,6 +69,8 @@ class FakeHost:
 
     def run(self, argv: Sequence[str], deadline: Deadline, **_: object) -> Completed:
         self.asked.append(tuple(argv))
+        if "/stat" in argv[2]:
+            return Completed(tuple(argv), 0 if self.lives else 1, "", "", 0.0)
         text = FDS if "readlink" in argv[2:3][0] else "futex_wait\n" if len(argv) > 3 else ""
         return Completed(tuple(argv), 0, text, "", 0.0)
 
@@ -197,17 +200,19 @@ def test_the_hosts_log_comes_first(parts: SimpleNamespace, guest: LinuxGuest) ->
 
 
 @pytest.mark.parametrize(
-    ("end", "said"),
+    ("end", "lives", "said"),
     [
-        (137, "was killed, as by the OOM killer"),
-        (1, "ended with status 1.[\\s\\S]*out of disk"),
-        (HostLostError("gone"), "was cut"),
+        (-1, False, "was killed, as by the OOM killer"),
+        (1, False, "ended with status 1.[\\s\\S]*out of disk"),
+        (HostLostError("gone"), False, "nor does its host"),
+        (-1, True, "was cut"),
     ],
 )
 def test_a_qemu_that_dies_is_infrastructure(
-    parts: SimpleNamespace, guest: LinuxGuest, end: int | Exception, said: str
+    parts: SimpleNamespace, guest: LinuxGuest, end: int | Exception, lives: bool, said: str
 ) -> None:
     parts.qmp.ended = True
+    parts.host.lives = lives
     parts.process.end = end
     parts.process.stderr_tail = "out of disk"
     with pytest.raises(LinuxGuestError, match=said):
