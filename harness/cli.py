@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import signal
 import sys
 import time
@@ -51,11 +52,14 @@ from harness.options import (
     as_arguments,
     bisect_options,
     kernel_options,
+    soak_options,
     suite_options,
 )
 from harness.progress import Progress
 from harness.result.text import printable
 from harness.result.verdict import exit_code
+from harness.soak.drive import Order, soaked
+from harness.soak.timeline import as_text as soak_text
 from harness.store import Store
 from harness.workbench import DEFAULT_KERNEL, Wish, host_spec, make_kernel, make_parts
 
@@ -339,6 +343,36 @@ def compare(kernel: str, mode: str, jobs: int | None, accel: str, results: str) 
     click.echo(comparison_text(comparison), nl=False)
     click.echo(f"Results: {path}")
     return ExitCode.PASS if comparison.claim_holds else ExitCode.FAIL
+
+
+@command.command()
+@soak_options
+def soak(
+    mode: str, guests: int, memory: int, duration: float, seed: int | None, **options: Any
+) -> int:
+    """Put Linux guests under one scenario after the other, chosen by chance, until one fails.
+
+    Leaves what was seen over time as a picture and as JSON, and with a failure all logs and the
+    host's memory.
+    """
+    wish = Wish(
+        kernel=options["kernel"],
+        patches=_paths(options["patches"]),
+        fragments=_paths(options["fragments"]),
+        modes=(mmu.parse(mode),),
+        accelerator=options["accel"],
+        control=options["control"],
+        jobs=options["jobs"],
+        vmlinux=_path(options["vmlinux"]),
+    )
+    order = Order(guests, memory, duration, secrets.randbits(32) if seed is None else seed)
+    with _opened() as (janitor, store, progress):
+        seen, failure, path = soaked(
+            wish, order, store, janitor.directory, Path(options["results"]), progress
+        )
+    click.echo(soak_text(seen), nl=False)
+    click.echo(f"Results: {path}")
+    return exit_code(failure) if failure else ExitCode.PASS
 
 
 @command.command()

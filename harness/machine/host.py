@@ -150,6 +150,9 @@ class Host(Protocol):
     def write_physical(self, address: int, data: bytes) -> None:
         """Write to the host's memory from outside; OracleUnavailable if that cannot be done."""
 
+    def dump(self, path: Path, deadline: Deadline) -> None:
+        """Write the host's memory to a file on L0, compressed, as crash and drgn read it."""
+
     def paused(self) -> AbstractContextManager[None]:
         """The host's CPUs stand still: its memory can be read as one picture."""
 

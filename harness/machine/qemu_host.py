@@ -120,6 +120,11 @@ class QemuHost:
         with attached(stub, deadline) as writer:
             writer.write_physical(address, data)
 
+    def dump(self, path: Path, deadline: Deadline) -> None:
+        """Write the host's memory to a file on L0, compressed, as crash and drgn read it."""
+        wanted = {"paging": False, "protocol": f"file:{path.absolute()}", "format": "kdump-zlib"}
+        self.qmp.execute("dump-guest-memory", deadline, wanted)
+
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """The host's CPUs stand still: its memory can be read as one picture."""

@@ -50,6 +50,7 @@ MAY_IMPORT = {
     | {"kernel", "machine", "result"}
     | {"control", "workbench", "catalogue", "kill_matrix"},
     "comparing": VOCABULARY | {"kernel", "result", "control", "workbench", "comparison", "measure"},
+    "soak": VOCABULARY | ROOMS | {"workbench"},
     "measure": {"errors", "guest", "oracle", "result", "comparison"},
     "probe": set[str](),
     "__init__": set[str](),

@@ -93,6 +93,9 @@ class FakeHost:
     def through(self, port: int, keys: Any, deadline: Deadline) -> Any:
         raise NotImplementedError
 
+    def dump(self, path: Path, deadline: Deadline) -> None:
+        raise NotImplementedError
+
     def debugger(self) -> Any:
         raise NotImplementedError
 

@@ -74,7 +74,7 @@ class FakeHost:
     def run(self, *_: Any, **__: Any) -> Any:
         raise NotImplementedError
 
-    channel = put = write_physical = background = through = run
+    channel = put = write_physical = background = through = dump = run
 
 
 class FakeGuest:
