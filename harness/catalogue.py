@@ -27,7 +27,7 @@ _HUGETLB = "test_large_pages mapped_by_large hugetlb"
 _COPY_ZERO = "test_copy_on_write copied_when anon vmm"
 _COPY_FILE = "test_copy_on_write copied_when file-private vmm"
 _MERGE = "test_merge merged_pages_read"
-_LINUX_STORM = "test_swap_storm get_by 2-96"
+_LINUX_STORM = "test_swap_storm get_by 2-128"
 _LINUX_MERGE = "test_shared_pages equal_guests"
 
 SUITES = ("tests/kvm", "tests/linux")

@@ -45,6 +45,8 @@ BACKINGS: Final = {
 class LinuxGuestSpec:
     """What a Linux guest is made of; sizes are MiB.
 
+    Of its memory a guest needs 70 MiB for its kernel and itself; the rest is for a workload.
+
     ``workload_mib`` is what its workload verifies without end, with patterns made from ``seed``;
     guests with equal seeds have equal pages. ``merge`` leaves the memory to KSM, ``reporting`` has
     the guest give back what it does not use. ``pluggable_mib`` is how much memory can be plugged in
@@ -53,8 +55,8 @@ class LinuxGuestSpec:
     another's migration, from a guest of the same description.
     """
 
-    memory_mib: int = 96
-    workload_mib: int = 40
+    memory_mib: int = 128
+    workload_mib: int = 48
     seed: int = 1
     vcpus: int = 1
     backing: str = "anon"

@@ -121,7 +121,7 @@ class Crowd:
     def _join(self) -> None:
         spec = LinuxGuestSpec(
             memory_mib=self.memory_mib,
-            workload_mib=self.memory_mib * 2 // 5,
+            workload_mib=self.memory_mib * 3 // 8,
             # Few seeds, so that some guests have equal memory for KSM.
             seed=self.chance.randrange(1, 4),
             merge=True,

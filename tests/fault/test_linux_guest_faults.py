@@ -21,7 +21,7 @@ from harness.progress import Silent
 from harness.store import Store
 from harness.workbench import Wish, host_spec, make_parts
 
-SMALL = LinuxGuestSpec(memory_mib=64, workload_mib=8)
+SMALL = LinuxGuestSpec(memory_mib=96, workload_mib=8)
 
 
 @pytest.fixture(scope="module")

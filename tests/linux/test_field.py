@@ -23,8 +23,7 @@ def test_three_guests_swap_merge_and_write_to_disks_and_then_there_is_no_swap(
     linux_guests: LinuxGuests, evidence: Evidence
 ) -> None:
     specs = [
-        LinuxGuestSpec(seed=5, merge=True, disk_mib=disk, memory_mib=80, workload_mib=32)
-        for disk in (64, 64, 0)
+        LinuxGuestSpec(seed=5, merge=True, disk_mib=disk, workload_mib=40) for disk in (64, 64, 0)
     ]
     session = linux_guests.session
     with booted(linux_guests, *specs) as guests, merging(session):
@@ -33,7 +32,7 @@ def test_three_guests_swap_merge_and_write_to_disks_and_then_there_is_no_swap(
         # Until swap is full: what does not fit there has to stay.
         linux_guests.limit("memory.swap.max", SWAP_MIB * MIB)
         out, _ = swapped(session)
-        with limited(linux_guests, 3 * 80 // 2):
+        with limited(linux_guests, 3 * 128 // 2):
             watch_for(guests, STORM_SECONDS)
         evidence.at_least("reclaim", "pages swapped out", 1024, swapped(session)[0] - out)
         with no_swap(session):

@@ -71,7 +71,7 @@ def test_large_pages_come_and_go_below_a_guest(
 
 
 def test_a_guest_on_hugetlb_memory_works(linux_guests: LinuxGuests, evidence: Evidence) -> None:
-    spec = LinuxGuestSpec(memory_mib=64, workload_mib=24, backing="hugetlb")
+    spec = LinuxGuestSpec(memory_mib=96, workload_mib=20, backing="hugetlb")
     pool = {"/proc/sys/vm/nr_hugepages": "64"}
     with (
         settings(linux_guests.session, pool, "hugetlb"),

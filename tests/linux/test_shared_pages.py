@@ -22,7 +22,7 @@ PAGES_A_MIB = 256
 def test_equal_guests_are_merged_and_part_again(
     linux_guests: LinuxGuests, evidence: Evidence
 ) -> None:
-    spec = LinuxGuestSpec(merge=True, workload_mib=32, seed=7)
+    spec = LinuxGuestSpec(merge=True, seed=7)
     with booted(linux_guests, spec, spec) as guests:
         one, other = guests
         for guest in guests:

@@ -19,12 +19,12 @@ ROUNDS = 2
 LEAST_SWAPPED = 1024
 
 
-@pytest.mark.parametrize(("count", "memory"), [(2, 96), (4, 64)])
+@pytest.mark.parametrize(("count", "memory", "workload"), [(2, 128, 48), (4, 96, 20)])
 def test_guests_get_by_with_half_of_their_memory_and_then_without_swap(
-    linux_guests: LinuxGuests, evidence: Evidence, count: int, memory: int
+    linux_guests: LinuxGuests, evidence: Evidence, count: int, memory: int, workload: int
 ) -> None:
     specs = [
-        LinuxGuestSpec(memory_mib=memory, workload_mib=memory * 2 // 5, seed=number)
+        LinuxGuestSpec(memory_mib=memory, workload_mib=workload, seed=number)
         for number in range(1, count + 1)
     ]
     session = linux_guests.session
@@ -50,7 +50,7 @@ def test_a_killed_guest_gives_all_back_and_the_other_does_not_notice(
     linux_guests: LinuxGuests, evidence: Evidence
 ) -> None:
     specs = [LinuxGuestSpec(seed=number) for number in (1, 2)]
-    with booted(linux_guests, *specs) as (victim, other), limited(linux_guests, 96):
+    with booted(linux_guests, *specs) as (victim, other), limited(linux_guests, 128):
         watch_for([victim, other], STORM_SECONDS / 2)
         frames = evidence.frames(victim)
         victim.kill()

@@ -142,7 +142,7 @@ def soon(seconds: float = 5.0) -> Deadline:
 def test_where_its_memory_is_comes_from_qemu(guest: LinuxGuest) -> None:
     assert (guest.pid, guest.vm_fd, guest.hva) == (77, 9, 0x7F0000100000)
     assert guest.gpa == 1 << 20
-    assert guest.pages == (96 - 1) * 256
+    assert guest.pages == (128 - 1) * 256
     assert guest.descriptor("/memfd:") == 12
     with pytest.raises(LinuxGuestError, match="no open /nothing"):
         guest.descriptor("/nothing")

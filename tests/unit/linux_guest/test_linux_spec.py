@@ -59,7 +59,7 @@ def test_options_bring_their_devices() -> None:
         pluggable_mib=128, window_mib=8, disk_mib=16, reporting=True, incoming=True
     )
     words = argv(spec, PATHS, "x")
-    assert values(words, "-m") == ["96M,slots=4,maxmem=224M"]
+    assert values(words, "-m") == ["128M,slots=4,maxmem=256M"]
     assert "memory-backend-memfd,id=window,share=on,size=8M" in values(words, "-object")
     assert "ivshmem-plain,memdev=window" in values(words, "-device")
     assert any("free-page-reporting=on" in word for word in values(words, "-device"))
