@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from harness.command import Completed
 from harness.deadline import Deadline
@@ -259,14 +259,17 @@ class LinuxGuest:
         self._await_migration()
         target.await_beat()
 
-    def snapshot(self, path: str) -> None:
-        """Write the guest's state as of now to a file of the host, while it runs on.
+    @contextlib.contextmanager
+    def snapshotting(self, path: str) -> Iterator[None]:
+        """Write the guest's state as of now to a file of the host, while the context is open.
 
-        QEMU write-protects the memory through userfaultfd meanwhile.
+        QEMU write-protects the memory through userfaultfd meanwhile, and the guest runs on. When
+        the context is left, the file is complete.
         """
         capability = {"capability": "background-snapshot", "state": True}
         self.monitor("migrate-set-capabilities", {"capabilities": [capability]})
         self.monitor("migrate", {"uri": f"exec:cat >{path}"})
+        yield
         self._await_migration()
 
     def restore(self, path: str) -> None:

@@ -6,11 +6,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 
-from harness.guest.settings import merging, no_swap, settings
+from harness.guest import settings
+from harness.guest.settings import merging, no_swap
 from harness.soak.crowd import Crowd
-
-_THP = "/sys/kernel/mm/transparent_hugepage/enabled"
-_MIB = 1 << 20
 
 
 def swap_storm(crowd: Crowd) -> None:
@@ -39,7 +37,7 @@ def merge(crowd: Crowd) -> None:
 def large_pages(crowd: Crowd) -> None:
     """Large pages come and go, and what is small is collapsed."""
     for enabled in ("never", "always"):
-        with settings(crowd.home.session, {_THP: enabled}, "large pages"):
+        with settings.large_pages(crowd.home.session, enabled):
             crowd.watch_for(2)
             crowd.one().collapse()
 

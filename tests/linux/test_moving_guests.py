@@ -8,7 +8,7 @@ import dataclasses
 import pytest
 from pressure import booted, limited, verified
 
-from harness.guest.settings import settings
+from harness.guest.settings import large_pages, settings
 from harness.linux_guest.guest import watch_for
 from harness.linux_guest.home import LinuxGuests
 from harness.linux_guest.spec import LinuxGuestSpec
@@ -16,7 +16,6 @@ from harness.oracle.evidence import Evidence
 
 pytestmark = pytest.mark.linux_guest
 
-_THP = "/sys/kernel/mm/transparent_hugepage"
 ROUNDS = 2
 
 
@@ -44,7 +43,11 @@ def test_a_snapshot_in_the_background_is_of_one_moment(
     path = "/var/tmp/mmu-linux-guest/snapshot"
     with booted(linux_guests, spec, dataclasses.replace(spec, incoming=True)) as (guest, copy):
         guest.await_passes(1)
-        guest.snapshot(path)
+        with guest.snapshotting(path):
+            guest.await_passes(2)
+            # Each page costs the running guest an interrupt, which takes long under emulation.
+            guest.order("idle")
+        guest.order("run")
         guest.await_passes(1)
         verified([guest], evidence)
         # Whoever goes on from the snapshot finds each page as it was at its moment.
@@ -60,7 +63,7 @@ def test_large_pages_come_and_go_below_a_guest(
     with booted(linux_guests, spec) as guests:
         (guest,) = guests
         for enabled in ("never", "always") * ROUNDS:
-            with settings(session, {f"{_THP}/enabled": enabled}, "large pages"):
+            with large_pages(session, enabled):
                 with limited(linux_guests, spec.memory_mib // 2):
                     watch_for(guests, 2)
                 if enabled == "always":

@@ -316,6 +316,9 @@ def test_killing_waits_for_the_end(parts: SimpleNamespace, guest: LinuxGuest) ->
 
 def test_a_migration_that_fails_is_told(parts: SimpleNamespace, guest: LinuxGuest) -> None:
     parts.qmp.answers["query-migrate"] = {"status": "failed", "error-desc": "no room"}
-    with pytest.raises(LinuxGuestError, match="no room"):
-        guest.snapshot("/var/tmp/x")
+    with (
+        pytest.raises(LinuxGuestError, match="no room"),
+        guest.snapshotting("/var/tmp/x"),
+    ):
+        assert parts.qmp.asked[-1][0] == "migrate"
     assert ("migrate", {"uri": "exec:cat >/var/tmp/x"}) in parts.qmp.asked
