@@ -355,16 +355,10 @@ def soak(
     Leaves what was seen over time as a picture and as JSON, and with a failure all logs and the
     host's memory.
     """
-    wish = Wish(
-        kernel=options["kernel"],
-        patches=_paths(options["patches"]),
-        fragments=_paths(options["fragments"]),
-        modes=(mmu.parse(mode),),
-        accelerator=options["accel"],
-        control=options["control"],
-        jobs=options["jobs"],
-        vmlinux=_path(options["vmlinux"]),
-    )
+    given, modes = options, (mmu.parse(mode),)
+    changes = _paths(given["patches"]), _paths(given["fragments"])
+    how = (given["accel"], given["control"], given["jobs"])
+    wish = Wish(given["kernel"], *changes, modes, *how, vmlinux=_path(given["vmlinux"]))
     order = Order(guests, memory, duration, secrets.randbits(32) if seed is None else seed)
     with _opened() as (janitor, store, progress):
         seen, failure, path = soaked(
