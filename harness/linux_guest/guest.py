@@ -16,7 +16,14 @@ from collections.abc import Iterator, Sequence
 
 from harness.command import Completed
 from harness.deadline import Deadline
-from harness.errors import DeadlineError, HarnessError, HostLostError, LinuxGuestError, Violation
+from harness.errors import (
+    DeadlineError,
+    HarnessError,
+    HostLostError,
+    LinuxGuestError,
+    QmpError,
+    Violation,
+)
 from harness.guest.session import Session
 from harness.image import layout
 from harness.linux_guest.beats import FAILED, READY, Counters, Serial
@@ -37,6 +44,8 @@ emulation ours runs on while a host waits for a CPU."""
 _COMMAND_SECONDS = 60.0
 _MONITOR_SECONDS = 30.0
 _MIGRATION_SECONDS = 120.0
+_SETTLE_SECONDS = 3.0
+"""How long a report of the guest's kernel may take to arrive."""
 
 _FIRST_MIB = 1
 """The first MiB of the guest's memory is partly covered by firmware; what is looked at is the
@@ -118,31 +127,50 @@ class LinuxGuest:
 
     def await_ready(self, nonce: str, deadline: Deadline) -> None:
         """Wait until the guest has booted; raises LinuxGuestError when it does not."""
-        try:
-            for line in self.serial.log.follow(deadline):
+        for _ in deadline.ticks():
+            for line in self.serial.log.text().splitlines():
                 if line.startswith(FAILED):
                     raise self._failed(visible(line.removeprefix(FAILED)))
                 if line.startswith(READY):
-                    break
-            else:
+                    return self._booted(line.split()[-1], nonce)
+            # The console stays open when QEMU ends.
+            if self._ended():
                 raise self._failed("its QEMU ended")
-        except DeadlineError as error:
-            raise self._failed(str(error)) from error
-        if line.split()[-1] != nonce:
+        raise self._failed(str(deadline.error()))
+
+    def _booted(self, said: str, nonce: str) -> None:
+        if said != nonce:
             raise LinuxGuestError(f"Another guest than ours answers on the console of {self.name}.")
         self._ready = self.serial.log.mark()
 
     def check(self) -> None:
         """Raise what happened to the guest, if anything did; what the host's kernel says first."""
         self.session.host.check()
+        state = self._state()
+        if not state:
+            # The last words of the guest come through another channel than QEMU's end.
+            self.serial.log.settle(Deadline.after(_SETTLE_SECONDS * self.pace, "the guest's log"))
         for splat in self.serial.log.splats(self._ready):
             if not splat.timing:
                 raise Violation("guest", "no complaint of the guest's kernel", splat.excerpt)
-        if self._ended():
+        if not state:
             raise self._died()
-        if self.status() == "internal-error":
+        if state == "internal-error":
             words = visible(self.process.stderr_tail.strip())
             raise Violation("access", f"KVM to run {self.name}", f"QEMU had to stop it: {words}")
+
+    def _state(self) -> str:
+        """QEMU's run state, or nothing when QEMU is gone."""
+        if self._ended():
+            return ""
+        try:
+            return self.status()
+        except QmpError:
+            # Cut off in the middle of the question.
+            ending = Deadline.after(_SETTLE_SECONDS * self.pace, "The end of QEMU")
+            if not any(self._ended() for _ in ending.ticks()):
+                raise
+            return ""
 
     def watch(self) -> Counters:
         """Check the guest, its content and its progress; the counters as they are now."""
@@ -215,6 +243,9 @@ class LinuxGuest:
         except (HostLostError, DeadlineError) as error:
             self.check()
             raise LinuxGuestError(f"{self.name} cannot be reached over SSH: {error}") from error
+        if completed.status < 0:
+            self.check()
+            raise LinuxGuestError(f"{argv[0]} in {self.name} was cut off; SSH into it is lost.")
         return completed.checked() if check else completed
 
     def order(

@@ -164,6 +164,15 @@ def test_a_boot_that_fails_says_why(parts: SimpleNamespace, guest: LinuxGuest) -
         booting.await_ready("n0nce", soon())
 
 
+def test_a_qemu_that_ends_in_the_boot_is_not_waited_for(
+    parts: SimpleNamespace, guest: LinuxGuest
+) -> None:
+    guest.serial = Serial(Console())
+    parts.qmp.ended = True
+    with pytest.raises(LinuxGuestError, match="did not come up: its QEMU ended"):
+        guest.await_ready("n0nce", soon(600))
+
+
 def test_another_guest_than_ours_is_not_believed(guest: LinuxGuest) -> None:
     with pytest.raises(LinuxGuestError, match="Another guest"):
         guest.await_ready("other", soon())
@@ -294,6 +303,35 @@ def test_ssh_that_is_lost_while_the_host_lives_is_infrastructure(
     parts.host.shell.alive = False
     guest.run(["true"])
     assert parts.host.ports == [40321, 40321], "a new connection is made"
+
+
+def test_a_command_that_is_cut_off_is_no_failing_command(
+    parts: SimpleNamespace, guest: LinuxGuest
+) -> None:
+    parts.host.shell.answer = Completed(("true",), -1, "", "", 0.0)
+    with pytest.raises(LinuxGuestError, match="cut off"):
+        guest.run(["true"], check=False)
+
+
+def test_a_monitor_that_is_cut_off_in_a_question_is_the_end_of_qemu(
+    parts: SimpleNamespace, guest: LinuxGuest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut(*_: object) -> None:
+        parts.qmp.ended = True
+        raise QmpError("The QMP command query-status failed: Disconnected.")
+
+    monkeypatch.setattr(parts.qmp, "execute", cut)
+    with pytest.raises(LinuxGuestError, match="QEMU of linux1 ended"):
+        guest.check()
+
+
+def test_a_panic_that_arrives_after_the_end_of_qemu_is_heard(
+    parts: SimpleNamespace, guest: LinuxGuest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts.qmp.ended = True
+    monkeypatch.setattr(parts.serial.log, "settle", lambda deadline: parts.serial.take(PANIC))
+    with pytest.raises(Violation, match="Attempted to kill init"):
+        guest.watch()
 
 
 def test_ssh_that_is_lost_because_the_guest_panicked_is_the_hosts_doing(
