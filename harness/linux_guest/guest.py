@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from harness.command import Completed
 from harness.deadline import Deadline
@@ -43,7 +43,6 @@ emulation ours runs on while a host waits for a CPU."""
 
 _COMMAND_SECONDS = 60.0
 _MONITOR_SECONDS = 30.0
-_MIGRATION_SECONDS = 120.0
 _SETTLE_SECONDS = 3.0
 """How long a report of the guest's kernel may take to arrive."""
 
@@ -268,74 +267,6 @@ class LinuxGuest:
         """QEMU's run state, as ``running`` or ``internal-error``."""
         answer = self.monitor("query-status")
         return str(answer["status"]) if isinstance(answer, dict) else ""
-
-    def set_balloon(self, mib: int) -> None:
-        """Have the guest's balloon leave it so much memory, and wait until it does."""
-        self.monitor("balloon", {"value": mib << 20})
-        deadline = Deadline.after(60.0 * self.pace, f"The balloon of {self.name}")
-        deadline.poll(lambda: self.balloon_mib() == mib, "The guest does not give memory back.")
-
-    def balloon_mib(self) -> int:
-        """How much memory the balloon leaves the guest."""
-        answer = self.monitor("query-balloon")
-        return int(answer["actual"]) >> 20 if isinstance(answer, dict) else -1
-
-    def migrate_to(self, target: LinuxGuest) -> None:
-        """Move the running guest to another QEMU, which was made for it, while it works."""
-        socket = f"{layout.RUN_DIRECTORY}/{target.name}.migration"
-        target.monitor("migrate-incoming", {"uri": f"unix:{socket}"})
-        # The workload writes faster than an emulated machine copies, so it may stand still.
-        self.monitor("migrate-set-parameters", {"downtime-limit": 5000})
-        self.monitor("migrate", {"uri": f"unix:{socket}"})
-        self._await_migration()
-        target.await_beat()
-
-    @contextlib.contextmanager
-    def snapshotting(self, path: str) -> Iterator[None]:
-        """Write the guest's state as of now to a file of the host, while the context is open.
-
-        QEMU write-protects the memory through userfaultfd meanwhile, and the guest runs on. When
-        the context is left, the file is complete.
-        """
-        capability = {"capability": "background-snapshot", "state": True}
-        self.monitor("migrate-set-capabilities", {"capabilities": [capability]})
-        self.monitor("migrate", {"uri": f"exec:cat >{path}"})
-        yield
-        self._await_migration()
-
-    def restore(self, path: str) -> None:
-        """Let a guest that was made for it go on from a snapshot."""
-        self.monitor("migrate-incoming", {"uri": f"exec:cat {path}"})
-        self.await_beat()
-
-    def _await_migration(self) -> None:
-        deadline = Deadline.after(_MIGRATION_SECONDS * self.pace, f"The migration of {self.name}")
-        for _ in deadline.ticks():
-            answer = self.monitor("query-migrate")
-            status = answer.get("status") if isinstance(answer, dict) else None
-            if status == "completed":
-                return
-            if status in ("failed", "cancelled"):
-                raise LinuxGuestError(f"{self.name} could not be migrated: {answer}")
-        raise deadline.error(f"QEMU says: {answer}")
-
-    def plug(self, name: str, mib: int) -> Window:
-        """Plug in more memory, and say where it is; a multiple of 128 MiB."""
-        backend = {"qom-type": "memory-backend-ram", "id": f"{name}-memory", "size": mib << 20}
-        self.monitor("object-add", dict(backend))
-        self.monitor("device_add", {"driver": "pc-dimm", "id": name, "memdev": f"{name}-memory"})
-        devices = self.monitor("query-memory-devices")
-        assert isinstance(devices, list)
-        (gpa,) = [item["data"]["addr"] for item in devices if item["data"].get("id") == name]
-        return self.window(gpa, mib * _PAGES_PER_MIB)
-
-    def unplug(self, name: str) -> None:
-        """Have the guest let go of memory that was plugged in, and unmap it."""
-        before = len(self.qmp.events())
-        self.monitor("device_del", {"id": name})
-        deadline = Deadline.after(_MIGRATION_SECONDS * self.pace, f"Unplugging {name}")
-        self.qmp.wait_event("DEVICE_DELETED", deadline, before)
-        self.monitor("object-del", {"id": f"{name}-memory"})
 
     def collapse(self) -> int:
         """Have the host's kernel collapse the memory to large pages; how many it made.

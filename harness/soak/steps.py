@@ -8,6 +8,7 @@ from types import MappingProxyType
 
 from harness.guest import settings
 from harness.guest.settings import merging, no_swap
+from harness.linux_guest.changes import set_balloon
 from harness.soak.crowd import Crowd
 
 
@@ -52,9 +53,9 @@ def compact(crowd: Crowd) -> None:
 def balloon(crowd: Crowd) -> None:
     """A guest gives memory back, and gets it again."""
     guest = crowd.one()
-    guest.set_balloon(crowd.memory_mib - crowd.memory_mib // 6)
+    set_balloon(guest, crowd.memory_mib - crowd.memory_mib // 6)
     crowd.watch_for(2)
-    guest.set_balloon(crowd.memory_mib)
+    set_balloon(guest, crowd.memory_mib)
 
 
 def replace(crowd: Crowd) -> None:

@@ -9,6 +9,7 @@ import pytest
 from pressure import booted, limited, verified
 
 from harness.guest.settings import large_pages, settings
+from harness.linux_guest.changes import migrate, restore, snapshotting
 from harness.linux_guest.guest import watch_for
 from harness.linux_guest.home import LinuxGuests
 from harness.linux_guest.spec import LinuxGuestSpec
@@ -26,7 +27,7 @@ def test_a_guest_moves_to_another_qemu_while_it_works(
     spec = LinuxGuestSpec(workload_mib=24, backing=backing)
     with booted(linux_guests, spec, dataclasses.replace(spec, incoming=True)) as (source, target):
         passes = source.await_passes(1).passes
-        source.migrate_to(target)
+        migrate(source, target)
         evidence.at_least("content", "passes done before", passes, target.counters.passes)
         frames = evidence.frames(source)
         source.kill()
@@ -43,7 +44,7 @@ def test_a_snapshot_in_the_background_is_of_one_moment(
     path = "/var/tmp/mmu-linux-guest/snapshot"
     with booted(linux_guests, spec, dataclasses.replace(spec, incoming=True)) as (guest, copy):
         guest.await_passes(1)
-        with guest.snapshotting(path):
+        with snapshotting(guest, path):
             guest.await_passes(2)
             # Each page costs the running guest an interrupt, which takes long under emulation.
             guest.order("idle")
@@ -51,7 +52,7 @@ def test_a_snapshot_in_the_background_is_of_one_moment(
         guest.await_passes(1)
         verified([guest], evidence)
         # Whoever goes on from the snapshot finds each page as it was at its moment.
-        copy.restore(path)
+        restore(copy, path)
         verified([copy], evidence)
 
 

@@ -8,6 +8,7 @@ from pressure import MIB, booted, verified
 
 from harness.deadline import Deadline
 from harness.guest.settings import merged_pages, merging
+from harness.linux_guest.changes import plug, set_balloon, unplug
 from harness.linux_guest.home import LinuxGuests
 from harness.linux_guest.spec import LinuxGuestSpec
 from harness.linux_guest.workload import second_workload, shared_window
@@ -51,11 +52,11 @@ def test_a_balloon_takes_memory_and_gives_it_back(
         # What was never touched would not be missed.
         guest.run(["sh", "-c", "head -c 24M /dev/zero >/tmp/touched; rm /tmp/touched"])
         before = linux_guests.statistics()["anon"]
-        guest.set_balloon(spec.memory_mib - 28)
+        set_balloon(guest, spec.memory_mib - 28)
         after = linux_guests.statistics()["anon"]
         evidence.at_most("memory controller", "bytes in use", before - 16 * MIB, after)
         verified([guest], evidence)
-        guest.set_balloon(spec.memory_mib)
+        set_balloon(guest, spec.memory_mib)
         guest.run(["sh", "-c", "head -c 24M /dev/zero >/tmp/touched; rm /tmp/touched"])
         guest.await_passes(1)
         verified([guest], evidence)
@@ -81,14 +82,14 @@ def test_what_a_guest_reports_as_free_is_free(
 def test_memory_comes_and_goes_with_a_dimm(linux_guests: LinuxGuests, evidence: Evidence) -> None:
     with booted(linux_guests, LinuxGuestSpec(pluggable_mib=256)) as (guest,):
         for _ in range(2):
-            window = guest.plug("dimm", 128)
+            window = plug(guest, "dimm", 128)
             with second_workload(guest, 24, seed=5) as more:
                 guest.await_passes(1)
                 evidence.content(more.order("check").visit)
                 evidence.sound(window)
                 frames = evidence.frames(window)
                 evidence.at_least("frames", "pages of the DIMM in use", PAGES_A_MIB, len(frames))
-            guest.unplug("dimm")
+            unplug(guest, "dimm")
             evidence.frames_returned(guest, frames)
         verified([guest], evidence)
 

@@ -24,6 +24,7 @@ from harness.errors import (
     Violation,
 )
 from harness.linux_guest.beats import Serial
+from harness.linux_guest.changes import plug, set_balloon, snapshotting, unplug
 from harness.linux_guest.guest import STALL_SECONDS, LinuxGuest, watch_for
 from harness.linux_guest.spec import LinuxGuestSpec
 from harness.machine.ssh import RunKeys
@@ -93,6 +94,13 @@ class FakeQmp:
         if self.ended:
             raise QmpError(f"The QMP command {command} failed.")
         return self.answers.get(command, {})
+
+    def events(self) -> tuple[object, ...]:
+        return (1, 2)
+
+    def wait_event(self, name: str, deadline: Deadline, since: int = 0) -> object:
+        self.asked.append((name, since))
+        return {}
 
     def human(self, line: str, deadline: Deadline) -> str:
         if line.startswith("gpa2hva"):
@@ -356,7 +364,30 @@ def test_a_migration_that_fails_is_told(parts: SimpleNamespace, guest: LinuxGues
     parts.qmp.answers["query-migrate"] = {"status": "failed", "error-desc": "no room"}
     with (
         pytest.raises(LinuxGuestError, match="no room"),
-        guest.snapshotting("/var/tmp/x"),
+        snapshotting(guest, "/var/tmp/x"),
     ):
         assert parts.qmp.asked[-1][0] == "migrate"
     assert ("migrate", {"uri": "exec:cat >/var/tmp/x"}) in parts.qmp.asked
+
+
+def test_memory_that_is_plugged_in_is_where_qemu_says(
+    parts: SimpleNamespace, guest: LinuxGuest
+) -> None:
+    devices = [{"data": {"id": "other", "addr": 1}}, {"data": {"id": "dimm", "addr": 1 << 32}}]
+    parts.qmp.answers["query-memory-devices"] = devices
+    window = plug(guest, "dimm", 128)
+    assert (window.gpa, window.pages, window.pid) == (1 << 32, 128 * 256, guest.pid)
+    unplug(guest, "dimm")
+    # The event may come before the answer to the command that causes it.
+    assert [what for what, _ in parts.qmp.asked[-3:]] == [
+        "device_del",
+        "DEVICE_DELETED",
+        "object-del",
+    ]
+    assert parts.qmp.asked[-2] == ("DEVICE_DELETED", 2)
+
+
+def test_a_balloon_is_awaited(parts: SimpleNamespace, guest: LinuxGuest) -> None:
+    parts.qmp.answers["query-balloon"] = {"actual": 100 << 20}
+    set_balloon(guest, 100)
+    assert ("balloon", {"value": 100 << 20}) in parts.qmp.asked
