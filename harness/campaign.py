@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from harness import kill_matrix
-from harness.catalogue import CATALOGUE, Entry, entry, expression, matches
+from harness.catalogue import CATALOGUE, SUITES, Entry, entry, expression, matches
 from harness.command import run_logged
 from harness.control import ControlSeries, all_controls, split
 from harness.crew import Crew, Given, Lost, pieces
@@ -153,7 +153,8 @@ class Campaign:
         modes = dict.fromkeys(mode for item in entries for mode in self._modes(item))
         words = [f"--patch={patch}" for patch in series.patches]
         with self._progress.phase("The good kernel"):
-            return self._check(_GOOD, [*words, *_modes(modes), f"-k{expression(scenarios)}"])
+            selected = f"-k{expression(scenarios)}"
+            return self._check(_GOOD, [*words, *_modes(modes), *SUITES, selected])
 
     def _lacking(self, item: Entry, good: Run) -> str:
         """What the good kernel lacks that all who should see a control need, or nothing."""

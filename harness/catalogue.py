@@ -38,6 +38,11 @@ _SHARED_TABLE = "test_large_pages child_shared 2-hugetlb-wide"
 _LIMIT = "test_reclaim lower_limit anon"
 _VIEW = "test_memslots every_view"
 _FLUSHES = "test_economy flush_each_time 8-dontneed"
+_LINUX_STORM = "test_swap_storm get_by 2-128"
+_LINUX_MERGE = "test_shared_pages equal_guests"
+
+SUITES = ("tests/kvm", "tests/linux")
+"""Where the scenarios are."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +121,8 @@ CATALOGUE = (
     Entry("sptes-survive-reclaim", "sptes are dropped before reclaim frees the page",
           "369ea8242c0f and its reverts: guests crashed under swap and KSM",
           sees=(_SWAP,),
-          also=("test_reclaim lower_limit anon",
+          also=(_LINUX_STORM,
+                "test_reclaim lower_limit anon",
                 "test_reclaim half_of_its_memory",
                 "test_reclaim idle_guest",
                 "test_reclaim around_hammering anon-1",
@@ -137,7 +143,8 @@ CATALOGUE = (
     Entry("sptes-survive-ksm-protect", "nobody writes to a page that KSM shares",
           "785373b4c387: guests crashed under KSM",
           sees=(_MERGE,),
-          also=("test_merge merged_page_is_seen guest",
+          also=(_LINUX_MERGE,
+                "test_merge merged_page_is_seen guest",
                 "test_merge hammering")),
     Entry("sptes-survive-ksm-replace", "sptes follow to the page that KSM shares",
           "785373b4c387: guests crashed under KSM",
@@ -166,7 +173,7 @@ CATALOGUE = (
           also=(_EXIT, _LIMIT, "test_reclaim swapoff anon", "test_file private_copies")),
     Entry("pre-notifier", "everything that the mission's patch promises",
           "KVM before there were mmu notifiers",
-          sees=(_SWAP, _MERGE), blind=(), also=(_EXIT, _UNMAP)),
+          sees=(_SWAP, _MERGE), blind=(), also=(_EXIT, _UNMAP, _LINUX_STORM)),
     Entry("reference-leak-sparse", "no reference leaks, not even on each 64th page",
           "a leak that totals and samples miss",
           sees=(_EXIT,), blind=(), also=(_SWAP,)),

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import signal
 import sys
-import time
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,12 +17,11 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from harness import __version__, ci, display, kill_matrix, suite
+from harness import __version__, display, housekeeping, kill_matrix, suite
 from harness.bisect.drive import bisect_code, find_first_bad
 from harness.campaign import Campaign, Plan
 from harness.comparing import compared
 from harness.comparison import as_text as comparison_text
-from harness.doctor import examine
 from harness.errors import ExitCode, HarnessError, Interrupted
 from harness.guest.probe import probe_guest
 from harness.guest.session import session
@@ -32,7 +31,6 @@ from harness.kernel.architecture import ARCHITECTURES, named
 from harness.kernel.claims import Claims
 from harness.kernel.claims import table as claims_table
 from harness.kernel.hunks import Status
-from harness.kernel.inventory import inventory, remove, size_text, table, to_remove
 from harness.kernel.landmarks import release_of
 from harness.kernel.origin import source_of
 from harness.kernel.patches import described, try_out
@@ -52,11 +50,14 @@ from harness.options import (
     as_arguments,
     bisect_options,
     kernel_options,
+    soak_options,
     suite_options,
 )
 from harness.progress import Progress
 from harness.result.text import printable
 from harness.result.verdict import exit_code
+from harness.soak.drive import Order, soaked
+from harness.soak.timeline import as_text as soak_text
 from harness.store import Store
 from harness.workbench import DEFAULT_KERNEL, Wish, host_spec, make_kernel, make_parts
 
@@ -301,41 +302,6 @@ def controls(
 
 @command.command()
 @click.option(
-    "--older-than",
-    metavar="DAYS",
-    type=click.FloatRange(0),
-    help="Remove what was not used for so many days.",
-)
-@click.option("--at-most", metavar="GIB", type=click.FloatRange(0),
-              help="Remove what was not used for longest, down to this size.")  # fmt: skip
-@click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
-def kernels(older_than: float | None, at_most: float | None, dry_run: bool) -> int:
-    """List the kernels in the store and what else is kept there, and clean up.
-
-    What is removed can be made again. What a process uses stays.
-    """
-    store = Store()
-    items = inventory(store)
-    now = time.time()
-    age = None if older_than is None else older_than * 86400
-    size = None if at_most is None else int(at_most * (1 << 30))
-    gone = to_remove(items, now, age, size)
-    if age is None and size is None:
-        display.show_rows(table(items, now), display.console(sys.stdout))
-        total = sum(item.size for item in items)
-        click.echo(f"{len(items)} in {printable(str(store.root))}, {size_text(total)} together.")
-        return ExitCode.PASS
-    for item in gone:
-        removed = dry_run or remove(item, store)
-        word = "Would remove" if dry_run else "Removed" if removed else "In use, kept"
-        click.echo(f"{word}: {item.kind} {printable(item.title)}, {size_text(item.size)}")
-    if not gone:
-        click.echo("There is nothing to remove.")
-    return ExitCode.PASS
-
-
-@command.command()
-@click.option(
     "--kernel",
     metavar="REF",
     default=DEFAULT_KERNEL,
@@ -361,25 +327,31 @@ def compare(kernel: str, mode: str, jobs: int | None, accel: str, results: str) 
 
 
 @command.command()
-def doctor() -> int:
-    """Say what this machine can run, and what is missing."""
-    findings = examine(Store())
-    for finding in findings:
-        mark = "ok" if finding.good else "MISSING" if finding.fatal else "note"
-        click.echo(f"{mark:8}{finding.what:20}{finding.text}")
-    if any(finding.fatal and not finding.good for finding in findings):
-        click.echo("This machine cannot run the harness as it is.")
-        return ExitCode.UNFIT
-    click.echo("This machine can run the harness.")
-    return ExitCode.PASS
+@soak_options
+def soak(
+    mode: str, guests: int, memory: int, duration: float, seed: int | None, **options: Any
+) -> int:
+    """Put Linux guests under one scenario after the other, chosen by chance, until one fails.
+
+    Leaves what was seen over time as a picture and as JSON, and with a failure all logs and the
+    host's memory.
+    """
+    given, modes = options, (mmu.parse(mode),)
+    changes = _paths(given["patches"]), _paths(given["fragments"])
+    how = (given["accel"], given["control"], given["jobs"])
+    wish = Wish(given["kernel"], *changes, modes, *how, vmlinux=_path(given["vmlinux"]))
+    order = Order(guests, memory, duration, secrets.randbits(32) if seed is None else seed)
+    with _opened() as (janitor, store, progress):
+        seen, failure, path = soaked(
+            wish, order, store, janitor.directory, Path(options["results"]), progress
+        )
+    click.echo(soak_text(seen), nl=False)
+    click.echo(f"Results: {path}")
+    return exit_code(failure) if failure else ExitCode.PASS
 
 
-@command.command()
-@click.argument("name", type=click.Choice(list(ci.TEMPLATES)))
-def template(name: str) -> int:
-    """Print a ready job for a CI system, or the recipe of a container to run it in."""
-    click.echo(ci.template(name), nl=False)
-    return ExitCode.PASS
+for _door in (housekeeping.kernels, housekeeping.doctor, housekeeping.template):
+    command.add_command(_door)
 
 
 def main() -> None:

@@ -21,7 +21,8 @@ mix the two::
     │   ├── QemuError                    QEMU did not start, or died
     │   ├── QmpError                     QEMU did not answer as QMP promises
     │   ├── HostLostError                the connection to the host is gone
-    │   └── ProbeError                   the probe inside the host broke its protocol
+    │   ├── ProbeError                   the probe inside the host broke its protocol
+    │   └── LinuxGuestError              a Linux guest did not come up, died, or went silent
     ├── OracleUnavailable             -  this kernel or host cannot be asked; never a pass
     ├── UsageError                  201  bad input from the user
     ├── MachineUnfitError           202  this machine cannot run the harness
@@ -167,6 +168,10 @@ class HostLostError(InfrastructureError):
 
 class ProbeError(InfrastructureError):
     """The probe inside the host broke its protocol, or failed outside the kernel's doing."""
+
+
+class LinuxGuestError(InfrastructureError):
+    """A Linux guest on the host did not come up, its QEMU died, or it cannot be reached."""
 
 
 class OracleUnavailable(HarnessError):

@@ -82,6 +82,27 @@ def suite_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
+def soak_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What a soak takes."""
+    options: tuple[Decorator, ...] = (
+        kernel_options,
+        click.option("--mmu", "mode", metavar="MODE", default="tdp", show_default=True,
+                     help=", ".join(mmu.Mmu)),
+        click.option("--guests", type=click.IntRange(1, 16), default=3, show_default=True),
+        click.option("--guest-memory", "memory", metavar="MIB", type=click.IntRange(128, 1024),
+                     default=128, show_default=True, help="Of each guest."),
+        click.option("--duration", metavar="SECONDS", type=click.FloatRange(1), default=1800.0,
+                     show_default=True, help="No scenario begins later."),
+        click.option("--seed", type=int, help="Of a soak to be repeated; default: by chance."),
+        CONTROL,
+        ACCEL,
+        RESULTS,
+    )  # fmt: skip
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
 def bisect_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """What a bisection is asked."""
     options: tuple[Decorator, ...] = (

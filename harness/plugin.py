@@ -28,6 +28,8 @@ from harness.guest.probe import probe_guest as new_guest
 from harness.guest.session import Session
 from harness.items import Judged, mode_of, order, request_of
 from harness.janitor import Janitor
+from harness.linux_guest.home import LinuxGuests
+from harness.linux_guest.home import linux_guests as place_for_linux_guests
 from harness.machine import mmu
 from harness.machine.host import Host
 from harness.oracle.evidence import Evidence
@@ -58,6 +60,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Check the options before anything is collected."""
+    config.addinivalue_line("markers", "linux_guest: drives whole Linux systems on the host")
     try:
         wish = wish_of(config)
         role = distributed.role(config)
@@ -329,6 +332,13 @@ class SuitePlugin:
             return new_guest(session, pages, vcpus, backing)
 
         return make
+
+    @pytest.fixture
+    def linux_guests(self, session: Session, evidence: Evidence) -> Iterator[LinuxGuests]:
+        """A place on the host for guests that are whole Linux systems under QEMU."""
+        assert self._run is not None
+        with place_for_linux_guests(session, self._run.linux_image()) as guests:
+            yield guests
 
     @pytest.fixture
     def backing(self) -> str:

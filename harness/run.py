@@ -17,6 +17,7 @@ from types import TracebackType
 from harness.coverage import Recorder
 from harness.errors import HarnessError
 from harness.guest.session import Session
+from harness.image.linux_guest import LinuxImage, linux_image
 from harness.kernel.model import Kernel
 from harness.machine.mmu import Mmu
 from harness.progress import Progress
@@ -106,6 +107,10 @@ class Run:
         session = self._bench.session(mode)
         self._log_position = self._bench.log_position
         return session
+
+    def linux_image(self) -> LinuxImage:
+        """What Linux guests boot, made when the first test wants one."""
+        return linux_image(self._store, self.progress)
 
     def watching(
         self, session: Session, request: Request

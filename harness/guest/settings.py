@@ -91,6 +91,19 @@ def failing_allocations(session: Session) -> contextlib.AbstractContextManager[N
 
 
 @contextlib.contextmanager
+def large_pages(session: Session, enabled: str) -> Iterator[None]:
+    """Anonymous memory gets large pages ``always``, on ``madvise``, or ``never``."""
+    path = "/sys/kernel/mm/transparent_hugepage/enabled"
+    if not session.ask("exists", path=path):
+        raise OracleUnavailable(f"The host's kernel has no large pages: no {path}.")
+    # What is in force stands in brackets, among the other words.
+    before = session.read(path).partition("[")[2].partition("]")[0]
+    session.ask("write", path=path, text=enabled)
+    with undone(lambda: session.ask("write", path=path, text=before)):
+        yield
+
+
+@contextlib.contextmanager
 def no_swap(session: Session) -> Iterator[None]:
     """All of the host's swap is off; what was there has been brought back."""
     lines = session.read("/proc/swaps").splitlines()[1:]

@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 
 
 class Archive:
-    """Collects directories, files and devices; ``finished()`` is the archive's bytes.
+    """Collects directories, files, links and devices; ``finished()`` is the archive's bytes.
 
     Parent directories are made as needed. Owners are root, times are zero: the same input makes
     the same bytes.
@@ -39,6 +39,11 @@ class Archive:
         """Add a character device that only root may use."""
         self.directory(str(PurePosixPath(path).parent))
         self._add(path, stat.S_IFCHR | 0o600, device=(major, minor))
+
+    def symlink(self, path: str, target: str) -> None:
+        """Add a symbolic link."""
+        self.directory(str(PurePosixPath(path).parent))
+        self._add(path, stat.S_IFLNK | 0o777, target.encode())
 
     def finished(self) -> bytes:
         """The whole archive."""

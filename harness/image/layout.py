@@ -43,3 +43,19 @@ TEMPLATE_VARIABLES: Final = {
     "address": ADDRESS,
     "gateway": GATEWAY,
 }
+
+LINUX_MARK: Final = "mmu-guest"
+"""The word that opens each line that the init and the workload of a Linux guest print."""
+
+LINUX_SEED: Final = f"/etc/{LINUX_MARK}"
+"""Where a Linux guest finds its nonce and its key, which come with each run."""
+
+LINUX_ORDER: Final = "/run/order"
+LINUX_ANSWER: Final = "/run/answer"
+"""The fifos of the workload in a Linux guest."""
+
+LINUX_VARIABLES: Final = {
+    "mark": LINUX_MARK,
+    "order": LINUX_ORDER,
+    "answer": LINUX_ANSWER,
+}

@@ -134,7 +134,7 @@ class _Machine:
         try:
             qmp = stack.enter_context(connected(paths.qmp, record, deadline, self._alive))
             _confirm_accelerator(qmp, spec, deadline)
-            return qmp, _forwarded_port(qmp, deadline)
+            return qmp, forwarded_port(qmp, deadline)
         except (QmpError, DeadlineError) as error:
             if self.qemu.wait(Deadline.after(_END_SECONDS, "the end of QEMU")):
                 raise self._gone() from error
@@ -210,13 +210,13 @@ def _confirm_accelerator(qmp: Qmp, spec: HostSpec, deadline: Deadline) -> None:
         )
 
 
-def _forwarded_port(qmp: Qmp, deadline: Deadline) -> int:
-    """The port that QEMU forwards; L0's kernel chose it, and QMP itself does not tell it."""
+def forwarded_port(qmp: Qmp, deadline: Deadline) -> int:
+    """The port that QEMU forwards; its kernel chose it, and QMP itself does not tell it."""
     for line in qmp.human("info usernet", deadline).splitlines():
         fields = line.split()
         if fields and fields[0] == "TCP[HOST_FORWARD]":
             return int(fields[3])
-    raise QemuError("QEMU forwards no port to the host's SSH server.")
+    raise QemuError("QEMU forwards no port to the SSH server of its machine.")
 
 
 def _ask(ssh: Ssh, deadline: Deadline) -> dict[str, str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from harness.command import Completed
@@ -20,6 +21,8 @@ from harness.machine.splat import Splat
 
 if TYPE_CHECKING:
     import drgn
+
+    from harness.machine.ssh import RunKeys
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +77,29 @@ class Channel(Protocol):
     def __exit__(self, *error: object) -> None: ...
 
 
+class Process(Channel, Protocol):
+    """A channel whose process has an exit status."""
+
+    def status(self, deadline: Deadline) -> int:
+        """Its exit status once it has ended; a negative one when the connection broke."""
+
+    def __enter__(self) -> Process: ...
+
+
+class Shell(Protocol):
+    """Runs commands in a guest of a host, over a connection inside that to the host."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether the connection still stands, as far as we know."""
+
+    def run(self, argv: Sequence[str], deadline: Deadline, stdin: bytes | None = None) -> Completed:
+        """Run a command to its end, whatever its status."""
+
+    def close(self) -> None:
+        """Close the connection."""
+
+
 class Host(Protocol):
     """A running host. Each method may raise KernelSplat, QemuError or HostLostError.
 
@@ -93,6 +119,10 @@ class Host(Protocol):
     def log(self) -> ConsoleLog:
         """All that the host's kernel printed."""
 
+    @property
+    def directory(self) -> Path:
+        """Where on L0 files are left whose names end in .log, to be kept with the host's logs."""
+
     def run(
         self,
         argv: Sequence[str],
@@ -106,6 +136,16 @@ class Host(Protocol):
     def channel(self, argv: Sequence[str], deadline: Deadline | None = None) -> Channel:
         """Start a process and keep talking to it."""
 
+    def background(self, argv: Sequence[str], deadline: Deadline) -> Process:
+        """Start a process that other threads talk to.
+
+        What goes wrong with it is raised as it is: only whoever asks ``check`` hears the host's
+        log, and so nobody hears it twice.
+        """
+
+    def through(self, port: int, keys: RunKeys, deadline: Deadline) -> Shell:
+        """Commands in a guest whose SSH server answers on a port of the host's loopback."""
+
     def put(self, path: str, data: bytes, deadline: Deadline, *, mode: int = 0o644) -> None:
         """Write a file, which appears complete or not at all."""
 
@@ -114,6 +154,9 @@ class Host(Protocol):
 
     def write_physical(self, address: int, data: bytes) -> None:
         """Write to the host's memory from outside; OracleUnavailable if that cannot be done."""
+
+    def dump(self, path: Path, deadline: Deadline) -> None:
+        """Write the host's memory to a file on L0, compressed, as crash and drgn read it."""
 
     def paused(self) -> AbstractContextManager[None]:
         """The host's CPUs stand still: its memory can be read as one picture."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import shlex
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.command import Completed
@@ -26,7 +27,7 @@ from harness.machine.qemu import Qemu
 from harness.machine.qmp import Qmp
 from harness.machine.spec import RunPaths
 from harness.machine.splat import Splat, before_emulation_failed
-from harness.machine.ssh import Ssh, SshChannel
+from harness.machine.ssh import RunKeys, Ssh, SshChannel
 
 if TYPE_CHECKING:
     import drgn
@@ -69,6 +70,11 @@ class QemuHost:
         """All that the host's kernel printed."""
         return self.qemu.console
 
+    @property
+    def directory(self) -> Path:
+        """Where files are left whose names end in .log, to be kept with the host's logs."""
+        return self._paths.directory
+
     def run(
         self,
         argv: Sequence[str],
@@ -89,6 +95,15 @@ class QemuHost:
         )
         with self._explained():
             return HostChannel(self, self.ssh.open(argv, deadline))
+
+    def background(self, argv: Sequence[str], deadline: Deadline) -> SshChannel:
+        """Start a process that other threads talk to; its errors are not explained."""
+        with self._explained():
+            return self.ssh.open(argv, deadline)
+
+    def through(self, port: int, keys: RunKeys, deadline: Deadline) -> Ssh:
+        """Commands in a guest whose SSH server answers on a port of the host's loopback."""
+        return self.ssh.through(port, keys, deadline)
 
     def put(self, path: str, data: bytes, deadline: Deadline, *, mode: int = 0o644) -> None:
         """Write a file, which appears complete or not at all."""
@@ -111,6 +126,11 @@ class QemuHost:
             self.qmp.human(f"gdbserver unix:{stub},server=on,wait=off", deadline)
         with attached(stub, deadline) as writer:
             writer.write_physical(address, data)
+
+    def dump(self, path: Path, deadline: Deadline) -> None:
+        """Write the host's memory to a file on L0, compressed, as crash and drgn read it."""
+        wanted = {"paging": False, "protocol": f"file:{path.absolute()}", "format": "kdump-zlib"}
+        self.qmp.execute("dump-guest-memory", deadline, wanted)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:

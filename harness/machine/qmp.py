@@ -6,17 +6,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from qemu.qmp import EventListener, ExecuteError, QMPClient, QMPError
+from qemu.qmp import EventListener, ExecuteError, QMPClient, QMPError, Runstate
 from qemu.qmp.message import Message
 
 from harness.deadline import Deadline
-from harness.errors import DeadlineError, QmpError
+from harness.errors import DeadlineError, HarnessError, QmpError
+from harness.machine.host import Channel
 
 _Answer = TypeVar("_Answer")
 
@@ -27,6 +29,9 @@ _MOST_EVENTS = 100_000
 """Events after which no more are taken in; a run makes a few dozen."""
 
 _LEAVE_SECONDS = 2.0
+_CHUNK = 32768
+_FOREVER_SECONDS = 1e8
+"""Three years; select(2) takes no infinite time."""
 
 
 class Qmp:
@@ -49,6 +54,11 @@ class Qmp:
         assert greeting is not None
         qemu = cast(Mapping[str, int], greeting.QMP.version["qemu"])
         return f"{qemu['major']}.{qemu['minor']}.{qemu['micro']}"
+
+    @property
+    def ended(self) -> bool:
+        """Whether the connection is gone, as when QEMU is."""
+        return self._client.runstate is not Runstate.RUNNING
 
     def execute(
         self, command: str, deadline: Deadline, arguments: Mapping[str, object] | None = None
@@ -93,13 +103,15 @@ class Qmp:
                 raise deadline.error(f"QEMU did not send the event {name}.")
         return found[0]
 
-    def _open(self, path: Path, deadline: Deadline) -> None:
+    def _open(self, address: Path | socket.socket, deadline: Deadline) -> None:
         self._thread.start()
         self._client.register_listener(self._listener)
+        to = address if isinstance(address, socket.socket) else str(address)
         try:
-            self._wait(self._client.connect(str(path)), deadline)
+            self._wait(self._client.connect(to), deadline)
         except QMPError as error:
-            raise QmpError(f"QEMU does not speak QMP on {path}: {error}.") from error
+            where = f" on {address}" if isinstance(address, Path) else ""
+            raise QmpError(f"QEMU does not speak QMP{where}: {error}.") from error
         asyncio.run_coroutine_threadsafe(self._collect(), self._loop)
 
     def _close(self) -> None:
@@ -158,12 +170,58 @@ def connected(
         return path.exists()
 
     deadline.poll(exists, "QEMU did not make its QMP socket.")
+    with _connected(path, record, deadline) as qmp:
+        yield qmp
+
+
+@contextlib.contextmanager
+def connected_over(channel: Channel, record: Path, deadline: Deadline) -> Iterator[Qmp]:
+    """A connection to a QEMU in a host whose monitor is the standard input and output of a channel.
+
+    Two threads pass on what either side says. When the channel ends, so does the connection, and
+    commands under way raise QmpError.
+    """
+    ours, theirs = socket.socketpair()
+    relays = [
+        threading.Thread(target=relay, args=(channel, theirs), name="qmp-relay", daemon=True)
+        for relay in (_pass_in, _pass_out)
+    ]
+    for relay in relays:
+        relay.start()
+    try:
+        with _connected(ours, record, deadline) as qmp:
+            yield qmp
+    finally:
+        # Wakes the thread that waits for what we say.
+        with contextlib.suppress(OSError):
+            theirs.shutdown(socket.SHUT_RDWR)
+
+
+@contextlib.contextmanager
+def _connected(address: Path | socket.socket, record: Path, deadline: Deadline) -> Iterator[Qmp]:
     qmp = Qmp(record)
     try:
-        qmp._open(path, deadline)
+        qmp._open(address, deadline)
         yield qmp
     finally:
         qmp._close()
+
+
+def _pass_out(channel: Channel, wire: socket.socket) -> None:
+    """Hand on what QEMU says until it has ended, or the connection is cut."""
+    forever = Deadline.after(_FOREVER_SECONDS, "QEMU's next word")
+    with contextlib.suppress(HarnessError, OSError):
+        while True:
+            wire.sendall(channel.receive_line(forever) + b"\n")
+    with contextlib.suppress(OSError):
+        wire.shutdown(socket.SHUT_RDWR)
+
+
+def _pass_in(channel: Channel, wire: socket.socket) -> None:
+    """Hand on what we say."""
+    with contextlib.suppress(HarnessError, OSError):
+        while data := wire.recv(_CHUNK):
+            channel.send(data)
 
 
 async def _cancel_all() -> None:

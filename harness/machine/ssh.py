@@ -28,6 +28,8 @@ _NAME = "host"
 
 _USER = "root"
 _CHUNK = 32768
+_SOONEST = 0.01
+"""A time limit of 0 means none to paramiko."""
 _MOST_OUTPUT = 16 << 20
 _MOST_LINE = 64 << 20
 _MOST_STDERR = 65536
@@ -55,6 +57,15 @@ class RunKeys:
         return cls(host, host_private, user)
 
     @property
+    def host_dropbear(self) -> bytes:
+        """The host's private key as dropbear keeps it: the name, the seed and the public key."""
+        private = serialization.load_ssh_private_key(self.host_private, None)
+        assert isinstance(private, Ed25519PrivateKey)
+        raw = private.private_bytes_raw() + private.public_key().public_bytes_raw()
+        parts = (self.host.get_name().encode(), raw)
+        return b"".join(len(part).to_bytes(4, "big") + part for part in parts)
+
+    @property
     def authorized(self) -> bytes:
         """The contents of the host's authorized_keys."""
         return f"{self.user.get_name()} {self.user.get_base64()} mmu-harness\n".encode()
@@ -72,15 +83,42 @@ class Ssh:
 
         Raises HostLostError when the host does not answer, or does not have the pinned key.
         """
+        try:
+            wire = socket.create_connection(("127.0.0.1", port), deadline.remaining)
+            wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        except OSError as error:
+            raise HostLostError(f"No SSH connection to the host: {error}.") from error
+        return cls._over(wire, keys, deadline, "the host")
+
+    def through(self, port: int, keys: RunKeys, deadline: Deadline) -> Ssh:
+        """A connection to a port on the host's loopback, inside of this one: to a guest.
+
+        Raises HostLostError when nobody answers there, or not with the pinned key.
+        """
+        transport = self._live()
+        try:
+            wire = transport.open_channel(
+                "direct-tcpip",
+                ("127.0.0.1", port),
+                ("127.0.0.1", 0),
+                timeout=max(deadline.remaining, _SOONEST),
+            )
+        except (paramiko.SSHException, OSError, EOFError) as error:
+            raise HostLostError(f"No way through the host to its port {port}: {error}.") from error
+        return type(self)._over(wire, keys, deadline, "the guest")
+
+    @classmethod
+    def _over(
+        cls, wire: socket.socket | paramiko.Channel, keys: RunKeys, deadline: Deadline, whom: str
+    ) -> Ssh:
         # Without a handler, paramiko's complaints would go to standard error.
         logging.getLogger(_LOG).addHandler(logging.NullHandler())
         client = paramiko.SSHClient()
         client.set_log_channel(_LOG)
         client.set_missing_host_key_policy(paramiko.RejectPolicy())
         client.get_host_keys().add(_NAME, keys.host.get_name(), keys.host)
+        seconds = max(deadline.remaining, _SOONEST)
         try:
-            wire = socket.create_connection(("127.0.0.1", port), deadline.remaining)
-            wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             client.connect(
                 _NAME,
                 username=_USER,
@@ -88,14 +126,14 @@ class Ssh:
                 sock=wire,
                 allow_agent=False,
                 look_for_keys=False,
-                timeout=deadline.remaining,
-                banner_timeout=deadline.remaining,
-                auth_timeout=deadline.remaining,
+                timeout=seconds,
+                banner_timeout=seconds,
+                auth_timeout=seconds,
                 transport_factory=_transport,  # type: ignore[arg-type]
             )
         except (paramiko.SSHException, OSError, EOFError) as error:
             client.close()
-            raise HostLostError(f"No SSH connection to the host: {error}.") from error
+            raise HostLostError(f"No SSH connection to {whom}: {error}.") from error
         return cls(client)
 
     @property
@@ -149,10 +187,14 @@ class Ssh:
             channel.exec_command("exec /bin/bash -l")
         return channel
 
-    def _session(self, deadline: Deadline) -> paramiko.Channel:
+    def _live(self) -> paramiko.Transport:
         transport = self._client.get_transport()
         if transport is None or not transport.is_active():
             raise HostLostError("The SSH connection to the host is gone.")
+        return transport
+
+    def _session(self, deadline: Deadline) -> paramiko.Channel:
+        transport = self._live()
         try:
             channel = transport.open_session(timeout=deadline.remaining)
         except (paramiko.SSHException, OSError, EOFError) as error:
@@ -235,6 +277,12 @@ class SshChannel:
     def close(self) -> None:
         """Close the channel; the command sees the end of its input."""
         _close(self._channel)
+
+    def __enter__(self) -> SshChannel:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def _receive(self, deadline: Deadline) -> bytes | None:
         """Some of its standard output, or None at the end; standard error is taken in meanwhile."""

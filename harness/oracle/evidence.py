@@ -21,7 +21,14 @@ from harness.guest.probe import ProbeGuest
 from harness.machine.host import Host
 from harness.oracle import notifier
 from harness.oracle.answers import SHOWN, Answers
-from harness.oracle.outside import REFERENCES, TRANSLATIONS, Finding, Question, primary_of
+from harness.oracle.outside import (
+    REFERENCES,
+    TRANSLATIONS,
+    Examined,
+    Finding,
+    Question,
+    primary_of,
+)
 from harness.oracle.registration import mm_references, subscriptions
 from harness.oracle.settle import settled
 from harness.oracle.sptes import read_sptes
@@ -56,21 +63,19 @@ class Evidence(Answers):
 
     # Claims about references and translations, seen from outside.
 
-    def no_extra_references(self, guest: ProbeGuest) -> None:
+    def no_extra_references(self, guest: Examined) -> None:
         """No page that the guest's memory maps has more or fewer references than it may."""
         self._from_outside(guest, REFERENCES)
 
-    def no_stale_translations(self, guest: ProbeGuest) -> None:
+    def no_stale_translations(self, guest: Examined) -> None:
         """No spte translates otherwise than, or allows more than, the primary MMU."""
         self._from_outside(guest, TRANSLATIONS)
 
-    def sound(self, guest: ProbeGuest) -> None:
+    def sound(self, guest: Examined) -> None:
         """Both of the above in one picture; what every scenario asks before and after."""
         self._from_outside(guest, REFERENCES, TRANSLATIONS)
 
-    def frames(
-        self, guest: ProbeGuest, first: int = 0, pages: int | None = None
-    ) -> tuple[int, ...]:
+    def frames(self, guest: Examined, first: int = 0, pages: int | None = None) -> tuple[int, ...]:
         """The frames that back a range of the memory now, for frames_returned() later.
 
         Empty when memory cannot be read from outside.
@@ -84,7 +89,7 @@ class Evidence(Answers):
         last = guest.pages if pages is None else first + pages
         return tuple(int(pfn) for pfn in primary.pfn[first:last][primary.present[first:last]])
 
-    def frames_returned(self, guest: ProbeGuest, frames: Sequence[int]) -> None:
+    def frames_returned(self, guest: Examined, frames: Sequence[int]) -> None:
         """None of the frames that lost their mapping is held: each is free or in use anew.
 
         A frame that something still references, but nothing maps or caches, was leaked.
@@ -400,7 +405,7 @@ class Evidence(Answers):
 
     # How the host is looked at.
 
-    def _from_outside(self, guest: ProbeGuest, *questions: Question) -> None:
+    def _from_outside(self, guest: Examined, *questions: Question) -> None:
         """Look at the stopped host's memory until nothing is wrong, or something stays wrong."""
         try:
             program = self._host.debugger()

@@ -38,6 +38,8 @@ from harness.kernel.claims import CASES, Claims, Finding, Selection
 from harness.kernel.portability import Compiled, Portability
 from harness.kill_matrix import Matrix, Run, judged
 from harness.machine import mmu
+from harness.soak.drive import Order
+from harness.soak.timeline import Soak
 from harness.store import Store
 from harness.workbench import Wish
 
@@ -672,6 +674,37 @@ def test_compare_prints_both_kernels_and_whether_the_claim_holds(
     assert command("compare") == code
     said = capfd.readouterr().out
     assert "0 (0.0%)" in said
+    assert str(tmp_path / "results") in said
+
+
+@pytest.mark.parametrize(
+    ("failure", "code"),
+    [(None, 0), (Violation("content", "this", "that"), 1), (HostLostError("gone"), 200)],
+)
+def test_soak_passes_on_what_is_asked_and_ends_with_what_went_wrong(
+    command: Command,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    failure: HarnessError | None,
+    code: int,
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    asked: list[Any] = []
+
+    def soaked(wish: Wish, order: Order, *_: object) -> tuple[Soak, HarnessError | None, Path]:
+        asked.append((wish, order))
+        seen = Soak(order.seed, "6.12", 9.0, (), (), 0, str(failure or ""))
+        return seen, failure, tmp_path / "results"
+
+    monkeypatch.setattr(cli, "soaked", soaked)
+    words = ["--guests", "5", "--guest-memory", "160", "--duration", "60", "--seed", "77"]
+    assert command("soak", *words, "--control", "pre-notifier", "--mmu", "shadow") == code
+    ((wish, order),) = asked
+    assert order == Order(5, 160, 60.0, 77)
+    assert (wish.modes, wish.control) == ((mmu.Mmu.SHADOW,), "pre-notifier")
+    said = capfd.readouterr().out
+    assert "seed 77" in said
     assert str(tmp_path / "results") in said
 
 

@@ -14,9 +14,14 @@ ROOT = Path(__file__).parents[2]
 MODULES = sorted((ROOT / "harness").rglob("*.py"))
 
 VOCABULARY = {"errors", "deadline", "command", "janitor", "progress", "store"}
-DOORS = {"__main__", "cli", "options", "suite"} | {"plugin", "wishing", "items", "distributed"}
+DOORS = {"__main__", "cli", "housekeeping", "options", "suite"} | {
+    "plugin",
+    "wishing",
+    "items",
+    "distributed",
+}
 
-ROOMS = {"kernel", "image", "machine", "guest", "oracle", "result"}
+ROOMS = {"kernel", "image", "machine", "guest", "linux_guest", "oracle", "result"}
 
 # What each room may import besides itself. A door may import everything.
 MAY_IMPORT = {
@@ -26,6 +31,8 @@ MAY_IMPORT = {
     "machine": VOCABULARY | {"kernel", "image"},
     # L0 shares the layout of a guest's memory and the words of the protocol with the probe.
     "guest": VOCABULARY | {"kernel", "image", "machine", "probe"},
+    # A Linux guest is seen from L0 as a probe guest is: through the agent, in the same words.
+    "linux_guest": VOCABULARY | {"kernel", "image", "machine", "guest"},
     # An oracle reports in the words of the result room.
     "oracle": VOCABULARY | {"kernel", "image", "machine", "guest", "probe", "result"},
     "result": {"errors"},
@@ -48,6 +55,7 @@ MAY_IMPORT = {
     | {"kernel", "machine", "result"}
     | {"control", "workbench", "catalogue", "kill_matrix", "crew"},
     "comparing": VOCABULARY | {"kernel", "result", "control", "workbench", "comparison", "measure"},
+    "soak": VOCABULARY | ROOMS | {"workbench"},
     "measure": {"errors", "guest", "oracle", "result", "comparison"},
     "probe": set[str](),
     "__init__": set[str](),
@@ -55,7 +63,7 @@ MAY_IMPORT = {
 
 # Who may know a library or a module that is dangerous or easily spreads.
 OWNERS = {
-    "click": {"cli", "options"},
+    "click": {"cli", "housekeeping", "options"},
     "drgn": {"machine", "oracle"},
     "fabric": {"machine"},
     "jinja2": {"image", "result"},

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -71,6 +72,7 @@ class FakeHost:
         self.facts: Any = SimpleNamespace(pace=pace)
         self.nonce = nonce
         self.log: Any = None
+        self.directory = Path()
         self.files: dict[str, bytes] = {}
         self.started: list[tuple[str, ...]] = []
         self._channel = channel
@@ -83,6 +85,15 @@ class FakeHost:
         return self._channel
 
     def run(self, argv: Sequence[str], deadline: Deadline, **_: Any) -> Any:
+        raise NotImplementedError
+
+    def background(self, argv: Sequence[str], deadline: Deadline) -> Any:
+        raise NotImplementedError
+
+    def through(self, port: int, keys: Any, deadline: Deadline) -> Any:
+        raise NotImplementedError
+
+    def dump(self, path: Path, deadline: Deadline) -> None:
         raise NotImplementedError
 
     def debugger(self) -> Any:

@@ -17,6 +17,7 @@ from harness.guest.settings import (
     device_memory,
     failing_allocations,
     khugepaged,
+    large_pages,
     merged_pages,
     merging,
     multigenerational,
@@ -261,6 +262,22 @@ def test_a_kernel_without_the_device_is_said_to_lack_it(monkeypatch: pytest.Monk
 
 
 # Swap.
+
+
+def test_large_pages_are_as_they_were_afterwards() -> None:
+    path = "/sys/kernel/mm/transparent_hugepage/enabled"
+    host = Files({path: "always [madvise] never\n"})
+    ours, _ = session_with(host)
+    with large_pages(ours, "never"):
+        assert host.files[path] == "never"
+    # The kernel takes one word, and not what it says.
+    assert host.files[path] == "madvise"
+
+
+def test_a_kernel_without_large_pages_is_said_to_lack_them() -> None:
+    ours, _ = session_with(Files({}))
+    with pytest.raises(OracleUnavailable, match="no large pages"), large_pages(ours, "always"):
+        pytest.fail("there is nothing to set")
 
 
 def test_all_swap_is_off_while_the_context_is_open() -> None:

@@ -46,6 +46,14 @@ def test_files_directories_and_devices() -> None:
     assert entries["dev/console"][2] == (5, 1)
 
 
+def test_a_link_holds_its_target() -> None:
+    archive = Archive()
+    archive.symlink("bin/sh", "busybox")
+    mode, target, _ = read(archive.finished())["bin/sh"]
+    assert stat.S_ISLNK(mode)
+    assert target == b"busybox"
+
+
 def test_lengths_of_all_remainders() -> None:
     archive = Archive()
     for length in range(9):

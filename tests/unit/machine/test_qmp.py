@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from harness.deadline import Deadline
-from harness.errors import DeadlineError, QemuError, QmpError
-from harness.machine.qmp import connected
+from harness.errors import DeadlineError, HostLostError, QemuError, QmpError
+from harness.machine.qmp import connected, connected_over
 
 GREETING = {
     "QMP": {
@@ -33,19 +33,23 @@ def soon(seconds: float = 5.0) -> Deadline:
 
 def _serve(listener: socket.socket, greeting: object, answer: Answer) -> None:
     with contextlib.suppress(OSError), listener.accept()[0] as wire:
-        if greeting is not None:
-            wire.sendall(json.dumps(greeting).encode() + b"\r\n")
-        for request in _requests(wire):
-            if request["execute"] == "qmp_capabilities":
-                replies: list[dict[str, Any]] | None = [{"return": {}}]
-            else:
-                replies = answer(request)
-            if replies is None:
-                return
-            for reply in replies:
-                if "event" not in reply:
-                    reply = {**reply, "id": request.get("id")}
-                wire.sendall(json.dumps(reply).encode() + b"\r\n")
+        _converse(wire, greeting, answer)
+
+
+def _converse(wire: socket.socket, greeting: object, answer: Answer) -> None:
+    if greeting is not None:
+        wire.sendall(json.dumps(greeting).encode() + b"\r\n")
+    for request in _requests(wire):
+        if request["execute"] == "qmp_capabilities":
+            replies: list[dict[str, Any]] | None = [{"return": {}}]
+        else:
+            replies = answer(request)
+        if replies is None:
+            return
+        for reply in replies:
+            if "event" not in reply:
+                reply = {**reply, "id": request.get("id")}
+            wire.sendall(json.dumps(reply).encode() + b"\r\n")
 
 
 def _requests(wire: socket.socket) -> Iterator[dict[str, Any]]:
@@ -70,6 +74,40 @@ def fake_qemu(path: Path, answer: Answer, greeting: object = GREETING) -> Iterat
         thread = threading.Thread(target=_serve, args=(listener, greeting, answer), daemon=True)
         thread.start()
         yield
+
+
+class Relayed:
+    """A channel to a QEMU in a host: what goes in and out of its standard streams."""
+
+    stderr_tail = ""
+
+    def __init__(self, answer: Answer) -> None:
+        self._ours, theirs = socket.socketpair()
+        self._lines = self._ours.makefile("rb")
+        serve = threading.Thread(target=self._serve, args=(theirs, answer), daemon=True)
+        serve.start()
+
+    def _serve(self, wire: socket.socket, answer: Answer) -> None:
+        with contextlib.suppress(OSError), wire:
+            _converse(wire, GREETING, answer)
+
+    def send(self, data: bytes) -> None:
+        self._ours.sendall(data)
+
+    def receive_line(self, deadline: Deadline) -> bytes:
+        line = self._lines.readline()
+        if not line:
+            raise HostLostError("qemu in the host ended with status 0.")
+        return line.rstrip(b"\n")
+
+    def close(self) -> None:
+        self._ours.shutdown(socket.SHUT_RDWR)
+
+    def __enter__(self) -> Relayed:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
 
 def alive() -> None:
@@ -166,3 +204,27 @@ def test_missing_socket_of_a_dead_qemu_is_said_at_once(tmp_path: Path) -> None:
         connected(tmp_path / "qmp", tmp_path / "log", soon(60), dead),
     ):
         pytest.fail("there is no socket")
+
+
+def test_a_qemu_in_a_host_is_talked_to_through_a_channel(tmp_path: Path) -> None:
+    with connected_over(Relayed(ok), tmp_path / "log", soon()) as qmp:
+        assert qmp.version == "7.2.22"
+        assert qmp.execute("query-kvm", soon())["present"] is True
+        assert not qmp.ended
+    assert '"execute": "query-kvm"' in (tmp_path / "log").read_text()
+
+
+def test_a_relay_that_is_cut_in_the_middle_of_a_command_is_an_error(tmp_path: Path) -> None:
+    with connected_over(Relayed(lambda _: None), tmp_path / "log", soon()) as qmp:
+        with pytest.raises(QmpError, match="stop failed"):
+            qmp.execute("stop", soon())
+        assert qmp.ended
+
+
+def test_a_relay_that_is_closed_ends_the_connection(tmp_path: Path) -> None:
+    channel = Relayed(ok)
+    with connected_over(channel, tmp_path / "log", soon()) as qmp:
+        channel.close()
+        soon().poll(lambda: qmp.ended, "The connection still stands.")
+        with pytest.raises(QmpError):
+            qmp.execute("query-kvm", soon())

@@ -12,7 +12,13 @@ from collections.abc import Callable, Iterator
 
 import paramiko
 import pytest
-from paramiko.common import AUTH_FAILED, AUTH_SUCCESSFUL, OPEN_SUCCEEDED
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from paramiko.common import (
+    AUTH_FAILED,
+    AUTH_SUCCESSFUL,
+    OPEN_FAILED_CONNECT_FAILED,
+    OPEN_SUCCEEDED,
+)
 
 from harness.deadline import Deadline
 from harness.errors import CommandError, DeadlineError, HostLostError
@@ -29,6 +35,7 @@ class Server(paramiko.ServerInterface):
     def __init__(self, keys: RunKeys, command: Command) -> None:
         self._keys = keys
         self._command = command
+        self.transport: paramiko.Transport | None = None
 
     def get_allowed_auths(self, username: str) -> str:
         return "publickey"
@@ -48,6 +55,32 @@ class Server(paramiko.ServerInterface):
         threading.Timer(0.03, self._run, [channel, words]).start()
         return True
 
+    def check_channel_direct_tcpip_request(
+        self, chanid: int, origin: tuple[str, int], destination: tuple[str, int]
+    ) -> int:
+        """Let a client through to a server of this machine, as sshd does."""
+        try:
+            wire = socket.create_connection(destination)
+        except OSError:
+            return OPEN_FAILED_CONNECT_FAILED
+        threading.Thread(target=self._join, args=(chanid, wire), daemon=True).start()
+        return OPEN_SUCCEEDED
+
+    def _join(self, chanid: int, wire: socket.socket) -> None:
+        assert self.transport is not None
+        channel = self.transport.accept(5)
+        assert channel is not None
+        assert channel.chanid == chanid
+        threading.Thread(target=self._copy, args=(channel, wire), daemon=True).start()
+        with contextlib.suppress(OSError, EOFError):
+            while data := wire.recv(65536):
+                channel.sendall(data)
+
+    def _copy(self, channel: paramiko.Channel, wire: socket.socket) -> None:
+        with contextlib.suppress(OSError, EOFError):
+            while data := channel.recv(65536):
+                wire.sendall(data)
+
     def _run(self, channel: paramiko.Channel, words: list[str]) -> None:
         with contextlib.suppress(OSError, EOFError):  # a client that is gone already
             self._command(channel, words)
@@ -66,7 +99,9 @@ def serving(keys: RunKeys, command: Command) -> Iterator[tuple[int, list[paramik
             text = io.StringIO(keys.host_private.decode())
             key = paramiko.Ed25519Key.from_private_key(text)
             transport.add_server_key(key)
-            transport.start_server(server=Server(keys, command))
+            server = Server(keys, command)
+            server.transport = transport
+            transport.start_server(server=server)
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=serve, daemon=True)
@@ -256,3 +291,46 @@ def test_conversation_over_a_channel(keys: RunKeys) -> None:
         channel.send(b"still here\n")
         assert channel.receive_line(soon()) == b"STILL HERE"
         channel.close()
+
+
+def test_a_guest_is_reached_through_its_host(keys: RunKeys) -> None:
+    inner = RunKeys.generate()
+    with (
+        connection(keys, echo) as host,
+        serving(inner, echo) as (port, _),
+        contextlib.closing(host.through(port, inner, soon())) as guest,
+    ):
+        assert guest.run(["a", "b c"], soon()).stdout.split("\0") == ["a", "b c"]
+        assert guest.alive
+        assert host.alive
+
+
+def test_a_guest_with_another_key_than_ours_is_refused(keys: RunKeys) -> None:
+    with (
+        connection(keys, echo) as host,
+        serving(RunKeys.generate(), echo) as (port, _),
+        pytest.raises(HostLostError, match="No SSH connection to the guest"),
+    ):
+        host.through(port, RunKeys.generate(), soon())
+
+
+def test_a_guest_that_does_not_listen_is_told(keys: RunKeys) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    with (
+        connection(keys, echo) as host,
+        pytest.raises(HostLostError, match=f"No way through the host to its port {port}"),
+    ):
+        host.through(port, keys, soon())
+
+
+def test_dropbear_is_given_the_seed_and_the_public_key(keys: RunKeys) -> None:
+    data = keys.host_dropbear
+    name, raw = data[4:15], data[19:]
+    assert data[:4] == (11).to_bytes(4, "big")
+    assert name == b"ssh-ed25519"
+    assert data[15:19] == (64).to_bytes(4, "big")
+    private = Ed25519PrivateKey.from_private_bytes(raw[:32])
+    public = private.public_key().public_bytes_raw()
+    assert raw[32:] == public
+    assert keys.host.asbytes().endswith(public)

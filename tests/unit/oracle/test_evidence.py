@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -50,6 +51,7 @@ class FakeHost:
         self.facts: Any = SimpleNamespace(pace=1.0)
         self.nonce = "n0nce"
         self.log: Any = None
+        self.directory = Path()
         self.stopped = 0
         self.unavailable = ""
         self.problem: Exception | None = None
@@ -72,7 +74,7 @@ class FakeHost:
     def run(self, *_: Any, **__: Any) -> Any:
         raise NotImplementedError
 
-    channel = put = write_physical = run
+    channel = put = write_physical = background = through = dump = run
 
 
 class FakeGuest:

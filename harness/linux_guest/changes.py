@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What QEMU does to the memory of a Linux guest that runs: balloons, DIMMs, migration, copies."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from harness.deadline import Deadline
+from harness.errors import LinuxGuestError
+from harness.image import layout
+from harness.linux_guest.guest import LinuxGuest, Window
+
+_SECONDS = 120.0
+_PAGES_PER_MIB = 256
+
+
+def set_balloon(guest: LinuxGuest, mib: int) -> None:
+    """Have the guest's balloon leave it so much memory, and wait until it does."""
+    guest.monitor("balloon", {"value": mib << 20})
+    deadline = _soon(guest, "The balloon")
+    deadline.poll(lambda: _balloon_mib(guest) == mib, "The guest does not give memory back.")
+
+
+def plug(guest: LinuxGuest, name: str, mib: int) -> Window:
+    """Plug in more memory, and say where it is; a multiple of 128 MiB."""
+    backend = {"qom-type": "memory-backend-ram", "id": f"{name}-memory", "size": mib << 20}
+    guest.monitor("object-add", dict(backend))
+    guest.monitor("device_add", {"driver": "pc-dimm", "id": name, "memdev": f"{name}-memory"})
+    devices = guest.monitor("query-memory-devices")
+    assert isinstance(devices, list)
+    (gpa,) = [item["data"]["addr"] for item in devices if item["data"].get("id") == name]
+    return guest.window(gpa, mib * _PAGES_PER_MIB)
+
+
+def unplug(guest: LinuxGuest, name: str) -> None:
+    """Have the guest let go of memory that was plugged in, and unmap it."""
+    before = len(guest.qmp.events())
+    guest.monitor("device_del", {"id": name})
+    guest.qmp.wait_event("DEVICE_DELETED", _soon(guest, f"Unplugging {name}"), before)
+    guest.monitor("object-del", {"id": f"{name}-memory"})
+
+
+def migrate(source: LinuxGuest, target: LinuxGuest) -> None:
+    """Move a running guest to another QEMU, which was made for it, while it works."""
+    socket = f"{layout.RUN_DIRECTORY}/{target.name}.migration"
+    target.monitor("migrate-incoming", {"uri": f"unix:{socket}"})
+    # The workload writes faster than an emulated machine copies, so it may stand still.
+    source.monitor("migrate-set-parameters", {"downtime-limit": 5000})
+    source.monitor("migrate", {"uri": f"unix:{socket}"})
+    _await_migration(source)
+    target.await_beat()
+
+
+@contextlib.contextmanager
+def snapshotting(guest: LinuxGuest, path: str) -> Iterator[None]:
+    """Write the guest's state as of now to a file of the host, while the context is open.
+
+    QEMU write-protects the memory through userfaultfd meanwhile, and the guest runs on. When the
+    context is left, the file is complete.
+    """
+    capability = {"capability": "background-snapshot", "state": True}
+    guest.monitor("migrate-set-capabilities", {"capabilities": [capability]})
+    guest.monitor("migrate", {"uri": f"exec:cat >{path}"})
+    yield
+    _await_migration(guest)
+
+
+def restore(guest: LinuxGuest, path: str) -> None:
+    """Let a guest that was made for it go on from a snapshot."""
+    guest.monitor("migrate-incoming", {"uri": f"exec:cat {path}"})
+    guest.await_beat()
+
+
+def _await_migration(guest: LinuxGuest) -> None:
+    deadline = _soon(guest, "The migration")
+    for _ in deadline.ticks():
+        answer = guest.monitor("query-migrate")
+        status = answer.get("status") if isinstance(answer, dict) else None
+        if status == "completed":
+            return
+        if status in ("failed", "cancelled"):
+            raise LinuxGuestError(f"{guest.name} could not be migrated: {answer}")
+    raise deadline.error(f"QEMU says: {answer}")
+
+
+def _balloon_mib(guest: LinuxGuest) -> int:
+    answer = guest.monitor("query-balloon")
+    return int(answer["actual"]) >> 20 if isinstance(answer, dict) else -1
+
+
+def _soon(guest: LinuxGuest, what: str) -> Deadline:
+    return Deadline.after(_SECONDS * guest.pace, f"{what} of {guest.name}")

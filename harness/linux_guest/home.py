@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Where Linux guests live on a host: their image, their cgroup, and the making of them."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import secrets
+from collections.abc import Iterator
+
+from harness.deadline import Deadline
+from harness.errors import HarnessError, LinuxGuestError
+from harness.guest.session import Session
+from harness.image import layout
+from harness.image.linux_guest import LinuxImage, linux_seed
+from harness.linux_guest.beats import Serial
+from harness.linux_guest.guest import LinuxGuest
+from harness.linux_guest.spec import LinuxGuestPaths, LinuxGuestSpec, argv
+from harness.machine.host import Process
+from harness.machine.qmp import connected_over
+from harness.machine.ssh import RunKeys
+
+BOOT_SECONDS = 60.0
+"""How long a guest may take to boot on a fast machine; under emulation it takes 5 s."""
+
+_PUT_SECONDS = 60.0
+_START_SECONDS = 30.0
+
+_FILES = "/var/tmp/mmu-linux-guest"  # noqa: S108 - on the host's disk, and nobody else is there
+_CGROUPS = "/sys/fs/cgroup"
+
+_ENTER = 'echo $$ >"$1/cgroup.procs" && echo $$ && shift && exec "$@"'
+_FOLLOW = ': >"$1"; exec tail -c +1 -f "$1"'
+_COMBINE = 'cat "$1" "$2" >"$3"'
+
+
+@dataclasses.dataclass(frozen=True)
+class _Place:
+    """A cgroup for guests, and the files and keys with which they boot."""
+
+    cgroup: str
+    kernel: str
+    initramfs: str
+    nonce: str
+    keys: RunKeys
+
+
+class LinuxGuests:
+    """The Linux guests of one test; all are in the memory cgroup ``cgroup``."""
+
+    def __init__(self, session: Session, place: _Place) -> None:
+        self.session = session
+        self._place = place
+
+    @property
+    def cgroup(self) -> str:
+        """The directory of the cgroup of all guests."""
+        return self._place.cgroup
+
+    def limit(self, name: str, value: int | str) -> None:
+        """Set a limit of the cgroup, as ``memory.high``, in bytes or ``max``."""
+        self.session.ask("write", path=f"{self.cgroup}/{name}", text=str(value))
+
+    def statistics(self) -> dict[str, int]:
+        """memory.stat and memory.events of the cgroup."""
+        lines = [
+            line
+            for name in ("memory.stat", "memory.events")
+            for line in self.session.read(f"{self.cgroup}/{name}").splitlines()
+        ]
+        return {name: int(value) for name, value in (line.split() for line in lines)}
+
+    @contextlib.contextmanager
+    def guest(self, spec: LinuxGuestSpec | None = None) -> Iterator[LinuxGuest]:
+        """A guest that has booted, or waits for a migration; ended when the context closes.
+
+        Raises LinuxGuestError when it does not come up.
+        """
+        spec = spec or LinuxGuestSpec()
+        host = self.session.host
+        name = self.session.new_name("linux")
+        boot = Deadline.after(BOOT_SECONDS * host.facts.pace, f"The boot of {name}")
+        paths = LinuxGuestPaths(
+            kernel=self._place.kernel,
+            initramfs=self._place.initramfs,
+            serial=f"{layout.RUN_DIRECTORY}/{name}.serial",
+            memory=f"{_FILES}/{name}.memory",
+            disk=f"{_FILES}/{name}.disk",
+        )
+        with contextlib.ExitStack() as stack:
+            follower = host.background(["sh", "-c", _FOLLOW, "sh", paths.serial], boot)
+            serial = Serial(follower)
+            stack.callback(self._keep, name, serial)
+            stack.callback(serial.close)
+            if spec.disk_mib:
+                host.run(["truncate", f"--size={spec.disk_mib}M", paths.disk], boot)
+            process = stack.enter_context(
+                host.background(
+                    ["sh", "-c", _ENTER, "sh", self.cgroup, *argv(spec, paths, name)], boot
+                )
+            )
+            pid = _pid(process, boot, name)
+            stack.callback(self._end, pid, paths)
+            qmp = stack.enter_context(
+                connected_over(process, host.directory / f"{name}.qmp.log", boot)
+            )
+            guest = LinuxGuest(
+                self.session, spec, name, process, serial, qmp, pid, self._place.keys
+            )
+            if not spec.incoming:
+                guest.await_ready(self._place.nonce, boot)
+            try:
+                yield guest
+            except BaseException:
+                # What failed matters more than whether the guest can still be ended.
+                with contextlib.suppress(HarnessError):
+                    guest.close()
+                raise
+            guest.close()
+
+    def _keep(self, name: str, serial: Serial) -> None:
+        """Bring the guest's console home."""
+        text = serial.log.text()
+        (self.session.host.directory / f"{name}.serial.log").write_text(text, errors="replace")
+
+    def _end(self, pid: int, paths: LinuxGuestPaths) -> None:
+        """Have nothing left of a guest, whether its end was orderly or not."""
+        deadline = Deadline.after(_START_SECONDS * self.session.host.facts.pace, "Ending a guest")
+        script = 'kill -KILL "$1" 2>/dev/null; shift; rm -f "$@"'
+        words = ["sh", "-c", script, "sh", str(pid), paths.memory, paths.serial, paths.disk]
+        with contextlib.suppress(HarnessError):
+            self.session.host.run(words, deadline)
+
+
+@contextlib.contextmanager
+def linux_guests(session: Session, image: LinuxImage) -> Iterator[LinuxGuests]:
+    """A place for Linux guests on the host of ``session``, gone when the context closes.
+
+    The image is brought to the host when its first guest is wanted, so that hosts without Linux
+    guests boot no slower for them.
+    """
+    host = session.host
+    deadline = Deadline.after(_PUT_SECONDS * host.facts.pace, "Bringing the image of Linux guests")
+    kernel, base = f"{_FILES}/{image.digest}.kernel", f"{_FILES}/{image.digest}.initramfs"
+    if not session.ask("exists", path=base):
+        host.run(["mkdir", "-p", _FILES], deadline)
+        host.put(kernel, image.kernel.read_bytes(), deadline)
+        host.put(base, image.initramfs.read_bytes(), deadline)
+    keys = RunKeys.generate()
+    nonce = secrets.token_hex(16)
+    seed = {
+        f"{layout.LINUX_SEED}/nonce": f"{nonce}\n".encode(),
+        f"{layout.LINUX_SEED}/host_key": keys.host_dropbear,
+        "/root/.ssh/authorized_keys": keys.authorized,
+    }
+    name = session.new_name("mmu-linux")
+    initramfs = f"{_FILES}/{name}.initramfs"
+    host.put(f"{initramfs}.seed", linux_seed(seed), deadline, mode=0o600)
+    host.run(["sh", "-c", _COMBINE, "sh", base, f"{initramfs}.seed", initramfs], deadline)
+    cgroup = f"{_CGROUPS}/{name}"
+    session.ask("make_directory", path=cgroup)
+    place = _Place(cgroup, kernel, initramfs, nonce, keys)
+    yield LinuxGuests(session, place)
+    deadline = Deadline.after(_START_SECONDS * host.facts.pace, "Removing the guests' cgroup")
+    host.run(["rm", "-f", initramfs, f"{initramfs}.seed"], deadline)
+    _remove(session, cgroup, deadline)
+
+
+def _remove(session: Session, cgroup: str, deadline: Deadline) -> None:
+    """Remove a cgroup, which a process leaves only a moment after its end was told."""
+    deadline.poll(
+        lambda: session.host.run(["rmdir", cgroup], deadline, check=False).status == 0,
+        "A process is still in it.",
+    )
+
+
+def _pid(process: Process, deadline: Deadline, name: str) -> int:
+    """The process id that the shell says before it becomes QEMU."""
+    try:
+        return int(process.receive_line(deadline))
+    except (ValueError, HarnessError) as error:
+        raise LinuxGuestError(f"QEMU of {name} could not be started: {error}") from error

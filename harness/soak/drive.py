@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Boots a host with Linux guests, puts them under one scenario after the other, and reports."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import random
+import resource
+import time
+from pathlib import Path
+
+from harness.deadline import Deadline
+from harness.errors import HarnessError, InfrastructureError, Violation
+from harness.guest.session import Session
+from harness.image.linux_guest import linux_image
+from harness.linux_guest.home import linux_guests
+from harness.progress import Progress
+from harness.result.directory import ResultsDirectory, write_atomically
+from harness.soak import timeline
+from harness.soak.crowd import Crowd
+from harness.soak.steps import STEPS, chosen
+from harness.soak.timeline import Sample, Soak, Step
+from harness.store import Store
+from harness.workbench import Parts, Wish, Workbench, make_parts
+
+_DUMP_SECONDS = 600.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Order:
+    """What a soak is asked: how many guests of what size in MiB, for how many seconds."""
+
+    guests: int
+    memory_mib: int
+    seconds: float
+    seed: int
+
+
+def soaked(
+    wish: Wish, order: Order, store: Store, directory: Path, parent: Path, progress: Progress
+) -> tuple[Soak, HarnessError | None, Path]:
+    """Soak in the first of the wish's modes; what was seen, what ended it early, and the results.
+
+    ``directory`` is private to the run. A Violation, or whatever else went wrong on the host, is
+    returned, with an image of the host's memory in the results; raises as make_parts does.
+    """
+    parts = make_parts(wish, store, progress)
+    image = linux_image(store, progress)
+    results = ResultsDirectory.create(parent.absolute(), datetime.datetime.now(datetime.UTC))
+    bench = Workbench(parts, directory, progress, results.keep)
+    diary = _Diary(parts, order, progress)
+    failure: HarnessError | None = None
+    with contextlib.ExitStack() as stack:
+        stack.callback(bench.discard)
+        session = bench.session(wish.modes[0])
+        try:
+            with linux_guests(session, image) as home:
+                chance = random.Random(order.seed)  # noqa: S311 - chance that can be repeated
+                with Crowd(home, order.guests, order.memory_mib, chance, diary.take) as crowd:
+                    _soak(crowd, order, diary)
+        except (Violation, InfrastructureError) as error:
+            failure = _explained(session, error)
+            _save_memory(session, results.path / "host-memory.kdump", progress)
+        finally:
+            soak = diary.closed(failure)
+            _write(soak, results.path)
+    return soak, failure, results.path
+
+
+def _soak(crowd: Crowd, order: Order, diary: _Diary) -> None:
+    until = Deadline.after(order.seconds, "The soak")
+    crowd.audit()
+    for name in chosen(crowd):
+        if until.expired:
+            return
+        diary.begin(name)
+        STEPS[name](crowd)
+        crowd.audit()
+
+
+class _Diary:
+    """Keeps what a soak saw, and says it."""
+
+    def __init__(self, parts: Parts, order: Order, progress: Progress) -> None:
+        self._parts = parts
+        self._order = order
+        self._progress = progress
+        self._steps: list[Step] = []
+        self._samples: list[Sample] = []
+        self._began = time.monotonic()
+        progress.note(f"Seed {order.seed}")
+
+    def begin(self, name: str) -> None:
+        """A scenario begins."""
+        at = self._samples[-1].at if self._samples else 0.0
+        self._steps.append(Step(at, name))
+
+    def take(self, sample: Sample) -> None:
+        """Keep a look at the guests."""
+        before = self._samples[-1] if self._samples else sample
+        self._samples.append(sample)
+        step = self._steps[-1].name if self._steps else "boot"
+        self._progress.update(timeline.live_line(step, before, sample))
+
+    def closed(self, failure: HarnessError | None) -> Soak:
+        """All of it."""
+        return Soak(
+            seed=self._order.seed,
+            kernel=self._parts.kernel.release,
+            seconds=time.monotonic() - self._began,
+            steps=tuple(self._steps),
+            samples=tuple(self._samples),
+            # Linux counts in KiB.
+            own_memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10,
+            failure=str(failure) if failure else "",
+        )
+
+
+def _explained(session: Session, error: HarnessError) -> HarnessError:
+    """What the host's kernel says beats what we noticed."""
+    try:
+        session.host.check()
+    except HarnessError as first:
+        return first
+    return error
+
+
+def _save_memory(session: Session, path: Path, progress: Progress) -> None:
+    """Leave the host's memory as a file that crash and drgn open; a note where that fails."""
+    deadline = Deadline.after(_DUMP_SECONDS, "Saving the host's memory")
+    try:
+        with progress.phase("Save the host's memory"):
+            session.host.dump(path, deadline)
+    except HarnessError as error:
+        progress.note(f"The host's memory could not be saved: {error}")
+
+
+def _write(soak: Soak, directory: Path) -> None:
+    for name, format_ in (
+        ("soak.txt", timeline.as_text),
+        ("soak.svg", timeline.as_svg),
+        ("soak.json", timeline.as_json),
+    ):
+        write_atomically(directory / name, format_(soak).encode("utf-8", "backslashreplace"))

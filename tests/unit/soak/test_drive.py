@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A soak from its boot to its results, with a host and guests that are told what to do."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from harness.deadline import Deadline
+from harness.errors import HarnessError, HostLostError, KernelSplat, LinuxGuestError, Violation
+from harness.progress import Silent
+from harness.soak import drive
+from harness.soak.drive import Order, soaked
+from harness.soak.timeline import Sample
+from harness.store import Store
+from harness.workbench import Wish
+
+SAMPLE = Sample(1.0, 1, 2, 3, 4, 0, 5 << 20, 0.5)
+
+
+class FakeHost:
+    """A host whose memory can be saved, and whose kernel may have complained."""
+
+    def __init__(self) -> None:
+        self.problem: HarnessError | None = None
+        self.lost = False
+
+    def check(self) -> None:
+        if self.problem:
+            raise self.problem
+
+    def dump(self, path: Path, deadline: Deadline) -> None:
+        if self.lost:
+            raise HostLostError("gone")
+        path.write_text("memory")
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """What a soak is made of; ``steps`` are the scenarios, ``done`` those that ran."""
+    it = SimpleNamespace(host=FakeHost(), done=[], discarded=0, steps={}, audits=0)
+
+    class Bench:
+        def __init__(self, *_: object) -> None:
+            pass
+
+        def session(self, mode: object) -> Any:
+            return SimpleNamespace(host=it.host)
+
+        def discard(self) -> None:
+            it.discarded += 1
+
+    class FakeCrowd:
+        def __init__(self, home: object, count: int, mib: int, chance: Any, take: Any) -> None:
+            self.chance, self._take = chance, take
+
+        def __enter__(self) -> FakeCrowd:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def audit(self) -> None:
+            it.audits += 1
+            self._take(SAMPLE)
+
+    @contextlib.contextmanager
+    def guests(*_: object) -> Iterator[object]:
+        yield object()
+
+    kernel = SimpleNamespace(release="6.12.1")
+    monkeypatch.setattr(drive, "make_parts", lambda *_: SimpleNamespace(kernel=kernel))
+    monkeypatch.setattr(drive, "linux_image", lambda *_: None)
+    monkeypatch.setattr(drive, "linux_guests", guests)
+    monkeypatch.setattr(drive, "Workbench", Bench)
+    monkeypatch.setattr(drive, "Crowd", FakeCrowd)
+    monkeypatch.setattr(drive, "STEPS", it.steps)
+    monkeypatch.setattr("harness.soak.steps.STEPS", it.steps)
+    return it
+
+
+def run(tmp_path: Path, seconds: float = 0.05) -> tuple[Any, HarnessError | None, Path]:
+    order = Order(2, 128, seconds, seed=7)
+    return soaked(Wish(), order, Store(tmp_path), tmp_path, tmp_path / "results", Silent())
+
+
+def test_a_soak_ends_with_its_time_and_writes_what_it_saw(
+    world: SimpleNamespace, tmp_path: Path
+) -> None:
+    world.steps["wait"] = lambda crowd: world.done.append("wait")
+    soak, failure, path = run(tmp_path)
+    assert failure is None
+    assert len(world.done) == len(soak.steps) == world.audits - 1
+    document = json.loads((path / "soak.json").read_text())
+    assert document["seed"] == 7
+    assert document["failure"] == ""
+    assert document["steps"][0]["name"] == "wait"
+    assert (path / "soak.svg").read_text().startswith("<svg ")
+    assert "seed 7" in (path / "soak.txt").read_text()
+    assert not (path / "host-memory.kdump").exists()
+    assert world.discarded == 1
+
+
+@pytest.mark.parametrize("error", [Violation("content", "this", "that"), LinuxGuestError("died")])
+def test_the_first_failure_ends_it_and_the_hosts_memory_is_saved(
+    world: SimpleNamespace, tmp_path: Path, error: HarnessError
+) -> None:
+    def fail(crowd: object) -> None:
+        raise error
+
+    world.steps["fail"] = fail
+    soak, failure, path = run(tmp_path, 60)
+    assert failure is error
+    assert str(error) in soak.failure
+    assert (path / "host-memory.kdump").read_text() == "memory"
+    assert "Failed in fail" in (path / "soak.txt").read_text()
+    assert world.discarded == 1
+
+
+def test_what_the_hosts_kernel_says_comes_first(world: SimpleNamespace, tmp_path: Path) -> None:
+    def fail(crowd: object) -> None:
+        world.host.problem = KernelSplat("oops", "BUG")
+        world.host.lost = True
+        raise LinuxGuestError("died")
+
+    world.steps["fail"] = fail
+    _, failure, path = run(tmp_path, 60)
+    assert isinstance(failure, KernelSplat)
+    assert not (path / "host-memory.kdump").exists()
+    assert (path / "soak.json").exists()
+
+
+def test_a_bug_of_ours_is_none_of_the_hosts(world: SimpleNamespace, tmp_path: Path) -> None:
+    def fail(crowd: object) -> None:
+        raise ZeroDivisionError
+
+    world.steps["fail"] = fail
+    with pytest.raises(ZeroDivisionError):
+        run(tmp_path, 60)
+    assert world.discarded == 1
