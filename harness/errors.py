@@ -19,6 +19,7 @@ mix the two::
     │   ├── DeadlineError                something took longer than it may
     │   ├── StoreError                   the cache cannot be read or written
     │   ├── QemuError                    QEMU did not start, or died
+    │   ├── EmulationError               QEMU ran something else than the kernel's code
     │   ├── QmpError                     QEMU did not answer as QMP promises
     │   ├── HostLostError                the connection to the host is gone
     │   ├── ProbeError                   the probe inside the host broke its protocol
