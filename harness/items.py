@@ -20,11 +20,19 @@ MODE = "mmu_mode"
 REPETITION = "mmu_repetition"
 DEFAULT_BACKING = "anon"
 
+WITHOUT_KVM = "notifier_user"
+"""The fixture of tests that are the same in each MMU mode."""
+
 
 def parametrize(metafunc: pytest.Metafunc, modes: Sequence[Mmu], times: int) -> None:
-    """Have a test of the suite run once in each MMU mode, or so many times in each."""
+    """Have a test of the suite run once in each MMU mode, or so many times in each.
+
+    One without KVM runs in the first mode only.
+    """
     if MODE not in metafunc.fixturenames:
         return
+    if WITHOUT_KVM in metafunc.fixturenames:
+        modes = modes[:1]
     if times == 1:
         metafunc.parametrize(MODE, modes, ids=str, scope="session")
         return

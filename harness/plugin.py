@@ -2,8 +2,9 @@
 """The doors of pytest: options, fixtures, and the verdict over a run.
 
 A test belongs to the suite when it asks for one of the fixtures ``host``, ``guest``,
-``probe_guest`` or ``evidence``. It then runs once in each MMU mode. Tests that ask for none of
-them are none of this plugin's business, and a run without any such test is left alone.
+``probe_guest``, ``user``, ``notifier_user`` or ``evidence``. It then runs once in each MMU mode, or
+in the first one only if it does without KVM. Tests that ask for none of them are none of this
+plugin's business, and a run without any such test is left alone.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from harness.errors import ExitCode, HarnessError, Interrupted, UsageError, Viol
 from harness.guest.probe import GuestFactory, ProbeGuest
 from harness.guest.probe import probe_guest as new_guest
 from harness.guest.session import Session
+from harness.guest.user import NotifierUser, UserFactory
+from harness.guest.user import notifier_user as new_user
 from harness.items import Judged, mode_of, order, request_of
 from harness.janitor import Janitor
 from harness.linux_guest.home import LinuxGuests
@@ -33,6 +36,7 @@ from harness.linux_guest.home import linux_guests as place_for_linux_guests
 from harness.machine import mmu
 from harness.machine.host import Host
 from harness.oracle.evidence import Evidence
+from harness.oracle.secondary import SecondaryEvidence
 from harness.progress import Progress, Silent
 from harness.result.directory import ResultsDirectory
 from harness.result.outcome import Outcome, Request, TestOutcome
@@ -46,6 +50,7 @@ from harness.workbench import Wish
 
 _PAGES = 2048
 _LARGE_PAGES = 16384
+_USER_PAGES = 512
 _BACKING = items.DEFAULT_BACKING
 PLUGIN = "mmu-harness-run"
 
@@ -61,6 +66,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Check the options before anything is collected."""
     config.addinivalue_line("markers", "linux_guest: drives whole Linux systems on the host")
+    config.addinivalue_line("markers", "secondary_mmu: of the notifiers themselves, without KVM")
     try:
         wish = wish_of(config)
         role = distributed.role(config)
@@ -305,6 +311,9 @@ class SuitePlugin:
     def session(self, request: pytest.FixtureRequest, mmu_mode: mmu.Mmu) -> Iterator[Session]:
         """The agent on the host of this test."""
         assert self._run is not None
+        if items.WITHOUT_KVM in request.fixturenames:
+            # What cannot be loaded needs no host.
+            self._run.require_secondary_mmus()
         session = self._run.session(mmu_mode, items.repetition_of(request.node))
         # All that a test makes on the host depends on this fixture, and is gone when it ends.
         with self._run.watching(session, request_of(request.node)):
@@ -318,7 +327,7 @@ class SuitePlugin:
     @pytest.fixture
     def evidence(self, request: pytest.FixtureRequest, host: Host) -> Iterator[Evidence]:
         """Asks the oracles; at the end of the test the kernel's log must be clean."""
-        evidence = Evidence(host)
+        evidence = SecondaryEvidence(host)
         judged = Judged.of(request.node)
         judged.evidence = evidence
         yield evidence
@@ -339,6 +348,23 @@ class SuitePlugin:
         assert self._run is not None
         with place_for_linux_guests(session, self._run.linux_image()) as guests:
             yield guests
+
+    @pytest.fixture
+    def notifier_user(self, session: Session, evidence: Evidence) -> UserFactory:
+        """Makes processes that use secondary MMUs without KVM; each ends with its context."""
+        assert self._run is not None
+        self._run.require_secondary_mmus().load(session)
+
+        def make(pages: int = _USER_PAGES, backing: str = _BACKING) -> Any:
+            return new_user(session, pages, backing)
+
+        return make
+
+    @pytest.fixture
+    def user(self, notifier_user: UserFactory, backing: str) -> Iterator[NotifierUser]:
+        """A process with 2 MiB of the test's backing, on which secondary MMUs can be attached."""
+        with notifier_user(backing=backing) as user:
+            yield user
 
     @pytest.fixture
     def backing(self) -> str:

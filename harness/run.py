@@ -27,6 +27,7 @@ from harness.result.directory import ResultsDirectory, write_atomically
 from harness.result.outcome import Outcome, Request, TestOutcome, completed
 from harness.result.record import HostRun, KernelFacts, MachineFacts, RunRecord
 from harness.result.verdict import judge
+from harness.secondary import SecondaryMmus
 from harness.store import Store
 from harness.workbench import Parts, Wish, Workbench, make_parts
 
@@ -85,6 +86,7 @@ class Run:
         self._repetition = 0
         self._measure = measure
         self._recorder: Recorder | None = None
+        self._secondary: SecondaryMmus | None = None
 
     def prepare(self) -> bool:
         """Make everything that hosts are made of; whether that worked."""
@@ -97,6 +99,14 @@ class Run:
         if self._measure:
             self._recorder = Recorder(self._parts.kernel, self.progress)
         return True
+
+    def require_secondary_mmus(self) -> SecondaryMmus:
+        """The module with secondary MMUs in software; raises as SecondaryMmus.require()."""
+        assert self._parts is not None, "prepare() comes first"
+        if self._secondary is None:
+            self._secondary = SecondaryMmus(self._wish, self._parts, self._store, self.progress)
+        self._secondary.require()
+        return self._secondary
 
     def session(self, mode: Mmu, repetition: int = 0) -> Session:
         """The agent on a host in this MMU mode, a new one for each repetition."""

@@ -12,6 +12,9 @@ import pytest
 from harness.errors import ExitCode, Interrupted
 from harness.plugin import PLUGIN, SuitePlugin
 
+DEFAULT = ("tests/kvm", "tests/notifier")
+"""Where the tests are that run when none are named, relative to the project."""
+
 _ROOT = Path(__file__).resolve().parent.parent
 _CODES = {
     pytest.ExitCode.TESTS_FAILED: ExitCode.BUG,
@@ -38,7 +41,7 @@ def check(expression: str | None, tests: Sequence[str], options: Sequence[str]) 
         "--capture=no",
         *options,
         *([f"-k={expression}"] if expression else []),
-        *(named or [str(_ROOT / "tests" / "kvm")]),
+        *(named or [str(_ROOT / name) for name in DEFAULT]),
     ]
     ending = _Ending()
     ended = pytest.main(arguments, [ending])

@@ -10,6 +10,7 @@ from harness.errors import Violation
 from harness.guest.observation import Visit
 
 if TYPE_CHECKING:
+    from harness.guest.memory import GuestMemory
     from harness.guest.probe import ProbeGuest
 
 VISIT_SECONDS = 30.0
@@ -21,7 +22,7 @@ REFERENCE_PAGES = 16384
 class Child:
     """A process forked off a guest's VMM, which has its memory copy-on-write."""
 
-    def __init__(self, guest: ProbeGuest, name: str, pid: int) -> None:
+    def __init__(self, guest: GuestMemory, name: str, pid: int) -> None:
         self._guest = guest
         self._name = name
         self.pid = pid

@@ -5,14 +5,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from harness.deadline import Deadline
-from harness.errors import OracleUnavailable, ProbeError, Violation
-from harness.guest.observation import Residency, View
-from harness.guest.session import GuestLost, Session, undone
+from harness.errors import OracleUnavailable, ProbeError
+from harness.guest.hammer import Child
+from harness.guest.observation import Residency
+from harness.guest.process import ProbeProcess
+from harness.guest.session import undone
 from harness.probe import layout
 
 _RACE_SECONDS = 15.0
@@ -30,47 +31,8 @@ _SQUEEZE_STEP = 64
 _SQUEEZE_FRUITLESS = 20
 
 
-class GuestMemory:
+class GuestMemory(ProbeProcess):
     """The memory of a guest, with the VMM process that it belongs to."""
-
-    def __init__(
-        self,
-        session: Session,
-        name: str,
-        facts: Mapping[str, Any],
-        cgroup: str,
-        backing: str = "anon",
-    ) -> None:
-        self.session = session
-        self.name = name
-        self.cgroup = cgroup
-        self.backing = backing
-        self.pid = int(facts["pid"])
-        self.vm_fd = int(facts["vm_fd"])
-        self._statistics_fd = facts["statistics_fd"]
-        self.hva = int(facts["hva"])
-        self.gpa = int(facts["gpa"])
-        self.pages = int(facts["pages"])
-        self.vcpus = int(facts["vcpus"])
-        self._path = str(facts["path"])
-        self.views: tuple[View, ...] = (View(self.vm_fd, self.gpa),)
-
-    @property
-    def pace(self) -> float:
-        """The host's slowness, by which deadlines are stretched."""
-        return self.session.host.facts.pace
-
-    def ask(self, op: str, **arguments: Any) -> Any:
-        """One request to the VMM; a VMM that is gone without being asked is a Violation."""
-        try:
-            return self.session.ask_guest(self.name, op, **arguments)
-        except GuestLost as lost:
-            raise self._lost(lost, op) from lost
-
-    @property
-    def bytes(self) -> int:
-        """The size of the guest's memory."""
-        return self.pages * layout.PAGE_BYTES
 
     # What is done to the guest's memory by its VMM.
 
@@ -205,6 +167,13 @@ class GuestMemory:
             raise ProbeError("No memslot came and went while the context was open.")
 
     @contextlib.contextmanager
+    def forked(self) -> Iterator[Child]:
+        """A child of the VMM that shares the memory copy-on-write while the context is open."""
+        name = self.session.new_name("child")
+        yield Child(self, name, self.ask("fork", name=name))
+        self.ask("end_child", name=name)
+
+    @contextlib.contextmanager
     def write_protected(self, first: int = 0, pages: int | None = None) -> Iterator[None]:
         """A range is write-protected through userfaultfd; see ``faults``.
 
@@ -272,27 +241,6 @@ class GuestMemory:
         """Move pages out of the memory with UFFDIO_MOVE; returns the address where they are."""
         with lacking("UFFDIO_MOVE, which came with v6.8"):
             return int(self._on_range("move_by_userfault", first, pages))
-
-    # How it is shown to guests.
-
-    def open_view(self, kind: str) -> View:
-        """Show the memory in one more way, from now on, or by other memslots: see probe/views.py.
-
-        The oracles look at all ``views`` of it. Raises OracleUnavailable where KVM knows no
-        system management mode.
-        """
-        with lacking("system management mode in KVM"):
-            view = View(**self.ask("open_view", kind=kind))
-        self.views = tuple(dict.fromkeys((*self.views, view)))
-        return view
-
-    def keep_clock(self, page: int, vcpu: int = 0) -> None:
-        """Have KVM keep the clock of a vcpu in a page of the memory."""
-        self.ask("keep_clock", vcpu=vcpu, page=page)
-
-    def update_clock(self) -> None:
-        """Have KVM write the time anew as soon as the vcpu runs."""
-        self.ask("update_clock")
 
     # What is done to it by others.
 
@@ -373,58 +321,6 @@ class GuestMemory:
                     "advise", pid=self.pid, address=self.hva, size=self.bytes, advice=advice
                 )
             )
-
-    @contextlib.contextmanager
-    def held(self) -> Iterator[Callable[[], dict[str, int]]]:
-        """Another process has the VM open, too, while the context is open.
-
-        Yields what asks it for KVM's counters of the VM, also when the VMM is gone.
-        """
-        self.session.ask(
-            "hold_vm", name=self.name, vm_fd=self.vm_fd, statistics_fd=self._statistics_fd
-        )
-        yield lambda: dict(self.session.ask("held_statistics", name=self.name))
-        self.session.ask("let_go", name=self.name)
-
-    def await_death(self) -> int | None:
-        """The wait status of a VMM that dies by itself in time, or None if it lives on."""
-        seconds = self.session.patience / 2
-        status = self.session.ask("await_death", name=self.name, seconds=seconds)
-        return None if status is None else int(status)
-
-    def limit(self, name: str, value: int | str) -> None:
-        """Write a limit of the guest's cgroup, as ``memory.max``."""
-        self.session.ask("write", path=f"{self.cgroup}/{name}", text=str(value))
-
-    # How it is asked.
-
-    def _on_range(self, op: str, first: int, pages: int | None, **arguments: Any) -> Any:
-        count = self.pages - first if pages is None else pages
-        return self.ask(op, first=first, pages=count, **arguments)
-
-    def _lost(self, lost: GuestLost, during: str) -> Violation | ProbeError:
-        signum = lost.status & 0x7F
-        if signum == signal.SIGKILL and self._killed_for_memory():
-            return Violation(
-                "reclaim",
-                "the memory of the guest to be swapped when its cgroup has no room",
-                "the memory controller found nothing that it could reclaim, and killed the VMM",
-            )
-        if lost.said or not signum or signum == signal.SIGKILL:
-            # It ended by its own doing, or was killed from outside, as for want of memory.
-            return ProbeError(
-                f"The VMM of guest {lost.name} ended during {during} "
-                f"(wait status {lost.status}): {lost.said or 'it said nothing'}."
-            )
-        return Violation(
-            "VMM",
-            f"the VMM to live through {during}",
-            f"it was killed by signal {signum}, as when the kernel cannot give a page back",
-        )
-
-    def _killed_for_memory(self) -> bool:
-        lines = self.session.read(f"{self.cgroup}/memory.events").splitlines()
-        return int(dict(line.split() for line in lines)["oom_kill"]) > 0
 
 
 @contextlib.contextmanager

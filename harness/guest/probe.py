@@ -10,24 +10,18 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
-from harness.deadline import Deadline
 from harness.errors import OracleUnavailable, ProbeError, Violation
-from harness.guest.hammer import REFERENCE_PAGES, VISIT_SECONDS, Child, Hammer
-from harness.guest.memory import GuestMemory
-from harness.guest.observation import Residency, View, Visit
+from harness.guest.hammer import REFERENCE_PAGES, VISIT_SECONDS, Hammer
+from harness.guest.memory import GuestMemory, lacking
+from harness.guest.observation import View, Visit
 from harness.guest.session import GuestLost, Session
 from harness.probe import layout
 from harness.probe.backing import BACKINGS
 
 _NO_DAX = (errno.ENODEV, errno.EINVAL, errno.EOPNOTSUPP)
-
-_FRUITLESS = 10
-_IDLE_SECONDS = 3.0
-"""Attempts at reclaim, and seconds of them, without effect after which no more are made. Both,
-because on a starved machine one attempt alone may take seconds."""
 
 
 class GuestFactory(Protocol):
@@ -41,6 +35,42 @@ class GuestFactory(Protocol):
 
 class ProbeGuest(GuestMemory):
     """A probe guest on a host."""
+
+    def __init__(
+        self,
+        session: Session,
+        name: str,
+        facts: Mapping[str, Any],
+        cgroup: str,
+        backing: str = "anon",
+    ) -> None:
+        super().__init__(session, name, facts, cgroup, backing)
+        self.vm_fd = int(facts["vm_fd"])
+        self._statistics_fd = facts["statistics_fd"]
+        self.gpa = int(facts["gpa"])
+        self.vcpus = int(facts["vcpus"])
+        self.views: tuple[View, ...] = (View(self.vm_fd, self.gpa),)
+
+    # How it is shown to guests.
+
+    def open_view(self, kind: str) -> View:
+        """Show the memory in one more way, from now on, or by other memslots: see probe/views.py.
+
+        The oracles look at all ``views`` of it. Raises OracleUnavailable where KVM knows no
+        system management mode.
+        """
+        with lacking("system management mode in KVM"):
+            view = View(**self.ask("open_view", kind=kind))
+        self.views = tuple(dict.fromkeys((*self.views, view)))
+        return view
+
+    def keep_clock(self, page: int, vcpu: int = 0) -> None:
+        """Have KVM keep the clock of a vcpu in a page of the memory."""
+        self.ask("keep_clock", vcpu=vcpu, page=page)
+
+    def update_clock(self) -> None:
+        """Have KVM write the time anew as soon as the vcpu runs."""
+        self.ask("update_clock")
 
     # What the guest does.
 
@@ -115,77 +145,22 @@ class ProbeGuest(GuestMemory):
         return Hammer(self, vcpu)
 
     @contextlib.contextmanager
-    def forked(self) -> Iterator[Child]:
-        """A child of the VMM that shares the memory copy-on-write while the context is open."""
-        name = self.session.new_name("child")
-        yield Child(self, name, self.ask("fork", name=name))
-        self.ask("end_child", name=name)
+    def held(self) -> Iterator[Callable[[], dict[str, int]]]:
+        """Another process has the VM open, too, while the context is open.
 
-    def reclaim(self, hot: range = range(0)) -> Residency:
-        """Press the guest's cgroup until nothing but ``hot`` is in memory, or nothing moves.
-
-        ``hot`` are the pages that a vcpu keeps touching meanwhile. Reclaim may legitimately leave
-        another page at one attempt (under writeback, referenced since); only several attempts
-        without any effect say that it will not go. A page that sits in a CPU's LRU batch cannot
-        be isolated, so they are drained each time: reclaim itself puts pages there, when their
-        writeback has ended.
+        Yields what asks it for KVM's counters of the VM, also when the VMM is gone.
         """
-        deadline = Deadline.after(60.0 * self.pace, "Reclaim")
-        # With readahead, a fault of the VMM on a page of its own brings neighbouring pages of the
-        # guest into the swap cache, where they look as if something held them.
-        with self.session.setting("/proc/sys/vm/page-cluster", "0"):
-            residency = self.residency()
-            left, moved, fruitless = residency.outside(hot), deadline.remaining, 0
-            # What pages need to grow old is to be looked at, not time.
-            for _ in deadline.ticks(0.002, 0.02):
-                self.session.ask("drain_lru")
-                self._press(left * layout.PAGE_BYTES)
-                residency = self.residency()
-                before, left = left, residency.outside(hot)
-                fruitless += 1
-                if left < before:
-                    moved, fruitless = deadline.remaining, 0
-                idle = moved - deadline.remaining
-                if left == 0 or (fruitless >= _FRUITLESS and idle > _IDLE_SECONDS * self.pace):
-                    break
-        return residency
-
-    def press(self, pages: int) -> None:
-        """Ask the kernel once to reclaim so many pages of the guest's cgroup."""
-        with self.session.setting("/proc/sys/vm/page-cluster", "0"):
-            self._press(pages * layout.PAGE_BYTES)
-
-    def _press(self, size: int) -> None:
-        try:
-            self.session.ask("reclaim", cgroup=self.cgroup, size=size)
-        except FileNotFoundError as error:
-            raise OracleUnavailable(
-                "The host's kernel has neither memory.reclaim nor memory.high for cgroups."
-            ) from error
-
-    def kill(self, signum: int) -> int:
-        """Kill the VMM and return its wait status once it is gone."""
-        return int(self.session.ask("kill", name=self.name, signum=signum))
+        self.session.ask(
+            "hold_vm", name=self.name, vm_fd=self.vm_fd, statistics_fd=self._statistics_fd
+        )
+        yield lambda: dict(self.session.ask("held_statistics", name=self.name))
+        self.session.ask("let_go", name=self.name)
 
     # What can be seen of it on the host.
-
-    def residency(self) -> Residency:
-        """Where each page is."""
-        return Residency.unpacked(
-            self._on_range("pagemap", 0, None), self._on_range("mincore", 0, None)
-        )
 
     def statistics(self) -> dict[str, dict[str, int]]:
         """KVM's counters: ``vm`` and one key a vcpu."""
         return dict(self.ask("statistics"))
-
-    def memory_statistics(self) -> dict[str, int]:
-        """memory.stat of the guest's cgroup, with memory.current and memory.swap.current."""
-        lines = self.session.read(f"{self.cgroup}/memory.stat").splitlines()
-        statistics = {name: int(value) for name, value in (line.split() for line in lines)}
-        for name in ("memory.current", "memory.swap.current"):
-            statistics[name] = int(self.session.read(f"{self.cgroup}/{name}"))
-        return statistics
 
     def finish(self, vcpu: int, what: str) -> Visit:
         """Wait for the end of a vcpu's operation.

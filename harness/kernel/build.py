@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from harness.errors import BuildError, UsageError
-from harness.kernel import kconfig, modules, prebuilt
+from harness.kernel import headers, kconfig, modules, prebuilt
 from harness.kernel.configured import Configured
 from harness.kernel.fragments import Request, merged, project_fragments, read_fragments
 from harness.kernel.header import read_header
@@ -27,6 +28,9 @@ from harness.store import Store
 
 _RECIPE = 1
 """Part of every built kernel's key; increase it when what is built or kept changes."""
+
+_HEADERS_RECIPE = 1
+"""The same for the key of what modules are compiled against."""
 
 _LOGS_KEPT = 20
 
@@ -67,11 +71,42 @@ def obtain(
             f"A vmlinux ({vmlinux}) is for a kernel that is built already; {reference.text} is "
             "built here, with debug information of its own."
         )
+    return _build(reference, patches, store, progress, jobs, fragments).kernel(reference.text)
+
+
+def headers_for(
+    kernel: Kernel,
+    reference: KernelReference,
+    patches: Sequence[Path],
+    store: Store,
+    progress: Progress,
+    jobs: int | None = None,
+    *,
+    fragments: Sequence[Path] = (),
+) -> Path | None:
+    """A directory in which ``make M=`` builds modules for a kernel that obtain() gave.
+
+    The other arguments are those that obtain() had. None for a kernel that was built elsewhere,
+    and came without. Raises BuildError when they cannot be made.
+    """
+    reference = resolve(reference, store, progress)
+    if isinstance(reference, (ImageFile, DebianImage)):
+        return kernel.headers
+    return _build(reference, patches, store, progress, jobs, fragments).headers(kernel)
+
+
+def _build(
+    reference: KernelReference,
+    patches: Sequence[Path],
+    store: Store,
+    progress: Progress,
+    jobs: int | None,
+    fragments: Sequence[Path],
+) -> _Build:
     series = read_series(patches)
     requests = read_fragments((*project_fragments(), *fragments))
     source = source_of(reference, store, progress)
-    build = _Build(source, series, requests, store, progress, jobs or os.cpu_count() or 1)
-    return build.kernel(reference.text)
+    return _Build(source, series, requests, store, progress, jobs or os.cpu_count() or 1)
 
 
 class _Build:
@@ -128,7 +163,32 @@ class _Build:
             "linker": self._tools.linker,
         }
 
+    def headers(self, kernel: Kernel) -> Path:
+        """The store entry with what ``make M=`` needs to build modules for the kernel."""
+        key = {"recipe": _HEADERS_RECIPE, "kernel": kernel.identity}
+        return self._store.entry("headers", key, self._make_headers, waiting=self._say_wait)
+
     def _make(self, directory: Path) -> None:
+        with self._tree("") as (make, tree, log):
+            self._compile(make, tree, directory)
+        shutil.move(log, directory / "build.log")
+
+    def _make_headers(self, directory: Path) -> None:
+        with (
+            self._tree("-headers") as (make, tree, log),
+            self._progress.phase("Prepare headers for modules"),
+        ):
+            make.prepare_modules(self._jobs)
+            # It is of what was built there last, perhaps another kernel. Only modpost reads it, and
+            # a symbol that it lacks is an error of the module's build.
+            if not (tree / "Module.symvers").exists():
+                raise BuildError(f"{tree} has no Module.symvers, so no module can be built there.")
+            headers.take(tree, directory)
+        shutil.move(log, directory / "build.log")
+
+    @contextlib.contextmanager
+    def _tree(self, suffix: str) -> Iterator[tuple[Make, Path, Path]]:
+        """The build tree, patched and configured, with a make for it and the log of that."""
         require_tools()
         lineage = self._source.lineage
         with self._store.lock(f"tree-{lineage}", waiting=self._say_wait):
@@ -142,13 +202,12 @@ class _Build:
             )
             tree.become(self._source, self._patches, self._progress)
             # Outside of the entry, because it must survive a failure.
-            name = f"{lineage}-{self._store.digest(self._key())[:12]}.log"
+            name = f"{lineage}-{self._store.digest(self._key())[:12]}{suffix}.log"
             log = _new_log(self._store.directory("logs"), name)
             with tree.being_made():
                 make = Make(tree.root, log, self._tools)
                 self._configure(make, tree)
-                self._compile(make, tree.root, directory)
-            shutil.move(log, directory / "build.log")
+                yield make, tree.root, log
 
     def _configure(self, make: Make, tree: BuildTree) -> None:
         text = merged(self._requests)

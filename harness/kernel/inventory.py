@@ -25,6 +25,8 @@ _KINDS = {
     "cross": "checked for others",
     "release": "release of a source",
     "modules": "modules disk",
+    "headers": "kernel headers",
+    "external": "module",
     "root": "host root",
     "host": "host image",
     "initramfs": "initramfs",
@@ -140,7 +142,7 @@ def _title(kind: str, path: Path) -> str:
         if kind == "release":
             return (path / "release").read_text()
         key = json.loads((path / "key.json").read_text())["key"]
-        words = [key.get(name) for name in ("package", "version", "name", "what")]
+        words = [key.get(name) for name in ("package", "version", "name", "module", "what")]
         return " ".join(str(word) for word in words if word)
     return ""
 

@@ -24,6 +24,8 @@ from harness.progress import Progress
 _CONFIGURE_SECONDS = 600.0
 _BUILD_SECONDS = 6 * 3600.0
 _INSTALL_SECONDS = 600.0
+_PREPARE_SECONDS = 1800.0
+_EXTERNAL_SECONDS = 600.0
 
 _FIRST_BUILD_STEPS = 1950
 """Lines with a compiler or linker step in a first build of 6.12 with kernel-config/."""
@@ -196,6 +198,28 @@ class Make:
         )
         if done.status != 0:
             raise BuildError(f"The modules cannot be installed; the log is {self._log}.")
+
+    def prepare_modules(self, jobs: int) -> None:
+        """Make what external modules are compiled with, and nothing of the kernel itself."""
+        self._short(
+            [f"-j{jobs}", "modules_prepare"],
+            Deadline.after(_PREPARE_SECONDS, "Preparing the kernel's tree for a module"),
+            "The kernel's tree cannot be prepared for a module",
+        )
+
+    def external(self, directory: Path, jobs: int) -> None:
+        """Build the modules whose source and Kbuild are in ``directory``, in that directory."""
+        self._short(
+            [f"-j{jobs}", f"M={directory}", "modules"],
+            Deadline.after(_EXTERNAL_SECONDS, "Building a module for the kernel"),
+            f"The module in {directory.name} does not build for this kernel",
+        )
+
+    def _short(self, targets: list[str], deadline: Deadline, what: str) -> None:
+        """Run make; raises BuildError that begins with ``what``."""
+        watch = _Watch(lambda _: None)
+        if self._run(targets, deadline, on_line=watch).status != 0:
+            raise BuildError(f"{what}: {watch.reason}. The log is {self._log}.")
 
     def _run(
         self,

@@ -23,7 +23,8 @@ class Kernel:
     ``patches`` are the names of what was applied on top. The rest is None where this kernel has
     it not: ``config`` the final .config; ``vmlinux`` with DWARF; ``modules`` a directory to be
     used as /lib/modules, complete with modules.dep; ``debug_modules`` a directory with unstripped
-    KVM modules; ``log`` of the build; ``entry`` its directory in the store.
+    KVM modules; ``headers`` a directory in which ``make M=`` builds modules for it, of a kernel
+    that was not built here; ``log`` of the build; ``entry`` its directory in the store.
     """
 
     image: Path
@@ -35,6 +36,7 @@ class Kernel:
     vmlinux: Path | None = None
     modules: Path | None = None
     debug_modules: Path | None = None
+    headers: Path | None = None
     log: Path | None = None
     entry: Path | None = None
 

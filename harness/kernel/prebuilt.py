@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.errors import ImageError, SourceError, UsageError
-from harness.kernel import modules
+from harness.kernel import headers, modules
 from harness.kernel.debian import Apt, Package
 from harness.kernel.header import ImageHeader, read_header
 from harness.kernel.model import Kernel, image_digest, read_config, require_kvm
@@ -138,6 +138,7 @@ def from_image(reference: ImageFile, progress: Progress, vmlinux: Path | None = 
         debug_modules=_debug_modules(
             [*places, *_debug_places(places)] if vmlinux is None else [vmlinux.parent], header
         ),
+        headers=_headers(header.release, places),
     )
 
 
@@ -214,6 +215,13 @@ def _modules(release: str, directory: Path, progress: Progress) -> Path | None:
                 f"{candidate / release} has no modules.dep and is not used; run depmod for it."
             )
     return None
+
+
+def _headers(release: str, places: Sequence[Path]) -> Path | None:
+    """Where ``make M=`` builds modules: the build tree, or what a package has installed for it."""
+    links = [place.parent / "lib/modules" / release / "build" for place in places]
+    found = (place for place in (*places, *links) if headers.complete(place, release))
+    return next(found, None)
 
 
 def _debug_modules(places: Sequence[Path], header: ImageHeader) -> Path | None:

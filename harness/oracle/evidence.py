@@ -18,6 +18,7 @@ from harness.deadline import Deadline
 from harness.errors import KERNEL_LOG, OracleUnavailable, ProbeError, Violation
 from harness.guest.observation import Residency, Visit
 from harness.guest.probe import ProbeGuest
+from harness.guest.process import ProbeProcess
 from harness.machine.host import Host
 from harness.oracle import notifier
 from harness.oracle.answers import SHOWN, Answers
@@ -26,6 +27,7 @@ from harness.oracle.outside import (
     TRANSLATIONS,
     Examined,
     Finding,
+    Owned,
     Question,
     primary_of,
 )
@@ -63,7 +65,7 @@ class Evidence(Answers):
 
     # Claims about references and translations, seen from outside.
 
-    def no_extra_references(self, guest: Examined) -> None:
+    def no_extra_references(self, guest: Owned) -> None:
         """No page that the guest's memory maps has more or fewer references than it may."""
         self._from_outside(guest, REFERENCES)
 
@@ -75,7 +77,7 @@ class Evidence(Answers):
         """Both of the above in one picture; what every scenario asks before and after."""
         self._from_outside(guest, REFERENCES, TRANSLATIONS)
 
-    def frames(self, guest: Examined, first: int = 0, pages: int | None = None) -> tuple[int, ...]:
+    def frames(self, guest: Owned, first: int = 0, pages: int | None = None) -> tuple[int, ...]:
         """The frames that back a range of the memory now, for frames_returned() later.
 
         Empty when memory cannot be read from outside.
@@ -89,7 +91,7 @@ class Evidence(Answers):
         last = guest.pages if pages is None else first + pages
         return tuple(int(pfn) for pfn in primary.pfn[first:last][primary.present[first:last]])
 
-    def frames_returned(self, guest: Examined, frames: Sequence[int]) -> None:
+    def frames_returned(self, guest: Owned, frames: Sequence[int]) -> None:
         """None of the frames that lost their mapping is held: each is free or in use anew.
 
         A frame that something still references, but nothing maps or caches, was leaked.
@@ -192,7 +194,7 @@ class Evidence(Answers):
 
     # Claims about registration.
 
-    def registered(self, guest: ProbeGuest, machines: int) -> None:
+    def registered(self, guest: Owned, machines: int) -> None:
         """The VMM's memory has as many notifiers as there are VMs on it."""
         try:
             program = self._host.debugger()
@@ -209,7 +211,7 @@ class Evidence(Answers):
         self._judge("registration", f"{machines} notifiers on the VMM's memory", left)
 
     @contextlib.contextmanager
-    def mm_not_held(self, guest: ProbeGuest) -> Iterator[None]:
+    def mm_not_held(self, guest: Owned) -> Iterator[None]:
         """When the context is left, the VMM's mm is held by as many as before.
 
         An idle CPU holds the mm that it ran last, for as long as it runs nothing else; so the
@@ -235,7 +237,7 @@ class Evidence(Answers):
 
     # Claims about reclaim.
 
-    def swapped_out(self, guest: ProbeGuest, residency: Residency, hot: range = range(0)) -> None:
+    def swapped_out(self, guest: ProbeProcess, residency: Residency, hot: range = range(0)) -> None:
         """Every page but the ``hot`` ones is out of memory: in swap, or in its file.
 
         A swap entry alone proves nothing: reclaim unmaps first and looks at the references
@@ -260,7 +262,7 @@ class Evidence(Answers):
         self._judge("reclaim", expected, wrong, page=first, agreed=f"{total} in {where}")
         self._memory_controller_agrees(guest, total, len(hot))
 
-    def _memory_controller_agrees(self, guest: ProbeGuest, swapped: int, hot: int) -> None:
+    def _memory_controller_agrees(self, guest: ProbeProcess, swapped: int, hot: int) -> None:
         """The memory controller counts the same; its statistics are batched, so they may lag."""
         most = _VMM_SLACK_BYTES + hot * PAGE_BYTES
         # Files take no swap, and merged pages share theirs.
@@ -279,17 +281,16 @@ class Evidence(Answers):
         expected = f"{', '.join(kinds)} at most {most} and swap at least {least} bytes"
         self._judge("memory controller", expected, left)
 
-    def back_in_memory(self, guest: ProbeGuest, residency: Residency) -> None:
+    def back_in_memory(self, guest: ProbeProcess, residency: Residency) -> None:
         """Every page is in memory again, and none in swap."""
-        away = np.flatnonzero(residency.swapped | ~residency.resident)
-        wrong = [f"{len(away)} pages are not, the first is {away[0]}"] if len(away) else []
-        page = int(away[0]) if len(away) else None
-        self._judge("reclaim", "every page back in memory", wrong, page=page)
+        away = [int(page) for page in np.flatnonzero(residency.swapped | ~residency.resident)]
+        wrong = [f"{len(away)} pages are not, the first is {away[0]}"] if away else []
+        self._judge("reclaim", "every page back in memory", wrong, page=next(iter(away), None))
 
-    def memory_given_back(self, guest: ProbeGuest) -> None:
+    def memory_given_back(self, guest: ProbeProcess) -> None:
         """The cgroup of a dead guest is charged for no memory, swap or page table any more."""
         most = dict.fromkeys(("anon", "shmem", "swapcached", "pagetables", "sec_pagetables"), 0)
-        # A page that nobody maps but somebody still references is on one of these lists only.
+        # A page that nobody maps but somebody references is on these lists only.
         most |= dict.fromkeys(("inactive_anon", "active_anon", "unevictable"), 0)
         # A freed swap slot stays charged until its CPU has a batch of them (SWAP_SLOTS_CACHE_SIZE
         # in include/linux/swap_slots.h, up to v6.13).
@@ -405,7 +406,7 @@ class Evidence(Answers):
 
     # How the host is looked at.
 
-    def _from_outside(self, guest: Examined, *questions: Question) -> None:
+    def _from_outside(self, guest: Owned, *questions: Question) -> None:
         """Look at the stopped host's memory until nothing is wrong, or something stays wrong."""
         try:
             program = self._host.debugger()

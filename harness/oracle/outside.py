@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import drgn
 import numpy as np
@@ -20,48 +20,51 @@ from harness.oracle.structpage import page_states
 Finding = Difference | Stale
 
 
-class Examined(Protocol):
-    """A guest, of which is known where its memory is: ``pages`` pages, shown in ``views``.
-
-    They are at ``hva`` in the process ``pid``, and first of all at ``gpa`` in the VM behind its
-    descriptor ``vm_fd``.
-    """
+class Owned(Protocol):
+    """A process of which is known where its memory is: ``pages`` pages at ``hva``."""
 
     @property
     def session(self) -> Session:
-        """The agent on the guest's host."""
+        """The agent on the host."""
 
     @property
     def pid(self) -> int:
-        """The process of the VMM."""
-
-    @property
-    def vm_fd(self) -> int:
-        """Its descriptor of the VM."""
+        """The process, a VMM or a user of other secondary MMUs."""
 
     @property
     def hva(self) -> int:
         """Where the memory begins in the process."""
 
     @property
-    def gpa(self) -> int:
-        """Where it begins in the guest."""
-
-    @property
     def pages(self) -> int:
         """How many pages of 4 KiB there are."""
+
+
+class Examined(Owned, Protocol):
+    """A guest, of which is known in which ``views`` its memory is shown.
+
+    First of all it is at ``gpa`` in the VM behind the process's descriptor ``vm_fd``.
+    """
+
+    @property
+    def vm_fd(self) -> int:
+        """Its descriptor of the VM."""
+
+    @property
+    def gpa(self) -> int:
+        """Where it begins in the guest."""
 
     @property
     def views(self) -> tuple[View, ...]:
         """The ways in which vcpus see the memory."""
 
 
-def primary_of(program: drgn.Program, guest: Examined) -> PrimaryMap:
-    """What the primary MMU maps at each page of a guest's memory."""
+def primary_of(program: drgn.Program, guest: Owned) -> PrimaryMap:
+    """What the primary MMU maps at each page of the memory."""
     return primary_map(program, guest.pid, guest.hva, guest.pages)
 
 
-def _extra(program: drgn.Program, guest: Examined, primary: PrimaryMap) -> Sequence[Difference]:
+def _extra(program: drgn.Program, guest: Owned, primary: PrimaryMap) -> Sequence[Difference]:
     pages = np.flatnonzero(primary.present)
     states = page_states(program, primary.pfn[pages])
     return differences(pages, states)
@@ -77,11 +80,14 @@ def _stale(program: drgn.Program, guest: Examined, primary: PrimaryMap) -> Seque
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """What is asked of the host's memory from outside, and by which oracle."""
+    """What is asked of the host's memory from outside, and by which oracle.
+
+    ``look`` takes the guest; only those questions that need no VM take a user of other notifiers.
+    """
 
     oracle: str
     expected: str
-    look: Callable[[drgn.Program, Examined, PrimaryMap], Sequence[Finding]]
+    look: Callable[[drgn.Program, Any, PrimaryMap], Sequence[Finding]]
 
 
 REFERENCES = Question("references", "exactly the references of mappings and caches", _extra)

@@ -22,12 +22,14 @@ import time
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from harness.probe import pmem, vmm
+from harness.probe import pmem, user, vmm
 from harness.probe.backing import ADVICE, BACKINGS
+from harness.probe.device import Device
 from harness.probe.keeper import keep_a_vm
 from harness.probe.kvm import Statistics
 from harness.probe.layout import PAGE_BYTES
 from harness.probe.race import migrate
+from harness.probe.serving import Handler, answer
 from harness.probe.system import call, checked, libc
 
 _CGROUPS = Path("/sys/fs/cgroup")
@@ -36,10 +38,16 @@ _FILES = Path("/var/tmp")  # noqa: S108 - on the host's disk, unlike /tmp, and n
 
 
 class Guest:
-    """A VMM process and the agent's end of its connection."""
+    """A VMM process, or one of another ``kind``, and the agent's end of its connection."""
 
     def __init__(
-        self, cgroup: Path, pages: int, vcpus: int, backing: str, path: Path | None
+        self,
+        cgroup: Path,
+        pages: int,
+        vcpus: int,
+        backing: str,
+        path: Path | None,
+        kind: str = "vmm",
     ) -> None:
         payload = importlib.resources.files("harness.probe").joinpath("payload.bin").read_bytes()
         self.cgroup = cgroup
@@ -52,7 +60,11 @@ class Guest:
             os.setsid()
             ours.close()
             try:
-                vmm.run_vmm(theirs, str(cgroup), pages, vcpus, payload, backing, str(path or ""))
+                file = str(path or "")
+                if kind == "vmm":
+                    vmm.run_vmm(theirs, str(cgroup), pages, vcpus, payload, backing, file)
+                else:
+                    user.run_user(theirs, str(cgroup), pages, backing, file)
             except BaseException as error:
                 # Whatever it is, it must not return into the agent's loop.
                 theirs.sendall(json.dumps({"failed": f"{type(error).__name__}: {error}"}).encode())
@@ -153,7 +165,8 @@ class Agent:
     def __init__(self) -> None:
         self._guests: dict[str, Guest] = {}
         self._held: dict[str, tuple[int, Statistics]] = {}
-        self._handlers: dict[str, vmm.Handler] = {
+        self._devices: dict[str, Device] = {}
+        self._handlers: dict[str, Handler] = {
             "all": self.all,
             "create": self.create,
             "close": self.close,
@@ -169,6 +182,9 @@ class Agent:
             "hold_vm": self.hold_vm,
             "held_statistics": self.held_statistics,
             "let_go": self.let_go,
+            "hold_device": self.hold_device,
+            "held_device": self.held_device,
+            "drop_device": self.drop_device,
             "move_pages": move_pages,
             "migrate_pages": migrate_pages,
             "advise": advise,
@@ -191,20 +207,29 @@ class Agent:
         """Carry out requests in order up to the first that fails; their answers."""
         answers = []
         for request in requests:
-            answers.append(vmm.answer(self._handlers, request))
+            answers.append(answer(self._handlers, request))
             if "error" in answers[-1]:
                 break
         return answers
 
     def create(
-        self, name: str, pages: int, vcpus: int, seconds: float, backing: str = "anon"
+        self,
+        name: str,
+        pages: int,
+        vcpus: int,
+        seconds: float,
+        backing: str = "anon",
+        kind: str = "vmm",
     ) -> dict[str, Any]:
-        """Start a guest in a memory cgroup of its own and return where it is."""
+        """Start a guest in a memory cgroup of its own and return where it is.
+
+        ``kind`` is ``vmm``, or ``user`` for a process with secondary MMUs that are not KVM.
+        """
         path = None
         if BACKINGS[backing].file in ("disk", "dax"):
             directory = _FILES if BACKINGS[backing].file == "disk" else pmem.directory()
             path = directory / f"mmu-{name}"
-        guest = Guest(_CGROUPS / f"mmu-{name}", pages, vcpus, backing, path)
+        guest = Guest(_CGROUPS / f"mmu-{name}", pages, vcpus, backing, path, kind)
         self._guests[name] = guest
         return {"cgroup": str(guest.cgroup), **guest.ask({"op": "describe"}, seconds)}
 
@@ -265,6 +290,20 @@ class Agent:
         statistics.close()
         os.close(fd)
 
+    def hold_device(self, name: str, user: str, fd: int) -> None:
+        """Have a secondary MMU of a user here, too, so that it can be asked when that cannot."""
+        with contextlib.closing(call_fd("pidfd_open", self._guests[user].pid, 0)) as process:
+            self._devices[name] = Device(call("pidfd_getfd", process.fileno(), fd, 0))
+
+    def held_device(self, name: str, what: str) -> Any:
+        """Ask it for its ``state`` or ``records``, or have it ``let_go``."""
+        device = self._devices[name]
+        return {"state": device.state, "records": device.records, "let_go": device.let_go}[what]()
+
+    def drop_device(self, name: str) -> None:
+        """Close what hold_device() has."""
+        self._devices.pop(name).close()
+
     def read(self, path: str) -> str:
         """The text of a file of the host."""
         return Path(path).read_text(errors="replace")
@@ -301,7 +340,7 @@ class Agent:
     def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
         name = request.pop("guest", None)
         if name is None:
-            return vmm.answer(self._handlers, request)
+            return answer(self._handlers, request)
         seconds = request.pop("within")
         if name not in self._guests:
             return {"error": {"kind": "KeyError", "errno": None, "text": f"no guest {name}"}}

@@ -14,9 +14,6 @@ import struct
 
 from harness.probe.system import checked, libc
 
-libc.ioctl.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p]
-libc.ioctl.restype = ctypes.c_int
-
 _KVMIO = 0xAE
 
 

@@ -43,6 +43,27 @@ def refused(attempts: int) -> dict[str, int]:
 
 def under_signals(attempts: int) -> dict[str, int]:
     """Try to create VMs while signals rain on this thread; how often which errno, or "ok"."""
+    kvm_fd = os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        return in_a_rain_of_signals(lambda: _create(kvm_fd), attempts)
+    finally:
+        os.close(kvm_fd)
+
+
+def without_memory() -> dict[str, int]:
+    """Create a VM with the first allocation failing, then the second, until none fails.
+
+    Returns how often which errno came, or "ok" where KVM could do without.
+    """
+    kvm_fd = os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        return with_each_allocation_failing(lambda: _create(kvm_fd))
+    finally:
+        os.close(kvm_fd)
+
+
+def in_a_rain_of_signals(attempt: Callable[[], str], attempts: int) -> dict[str, int]:
+    """Attempt something while signals rain on this thread; how often it ended in which way."""
     target = threading.get_ident()
     over = threading.Event()
 
@@ -50,10 +71,6 @@ def under_signals(attempts: int) -> dict[str, int]:
         while not over.is_set():
             signal.pthread_kill(target, signal.SIGUSR1)
 
-    def attempt() -> str:
-        return _create(kvm_fd)
-
-    kvm_fd = os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)
     thread = threading.Thread(target=rain, daemon=True)
     thread.start()
     try:
@@ -61,21 +78,15 @@ def under_signals(attempts: int) -> dict[str, int]:
     finally:
         over.set()
         thread.join()
-        os.close(kvm_fd)
 
 
-def without_memory() -> dict[str, int]:
-    """Create a VM with the first allocation failing, then the second, until none fails.
+def with_each_allocation_failing(attempt: Callable[[], str]) -> dict[str, int]:
+    """Attempt something with the first allocation failing, then the second, until none fails.
 
-    Returns how often which errno came, or "ok" where KVM could do without. Needs
-    CONFIG_FAULT_INJECTION with fail-nth: commit e41d58185f14 ("fault-inject: support systematic
-    fault injection") (in v4.13).
+    Returns how often it ended in which way. Needs CONFIG_FAULT_INJECTION with fail-nth: commit
+    e41d58185f14 ("fault-inject: support systematic fault injection") (in v4.13).
     """
-    kvm_fd = os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)
-    try:
-        return _with_failures(lambda: _create(kvm_fd), 1)
-    finally:
-        os.close(kvm_fd)
+    return _with_failures(attempt, 1)
 
 
 def forks_without_memory() -> dict[str, int]:
@@ -118,8 +129,13 @@ def _fork() -> str:
 
 
 def _create(kvm_fd: int, kind: int = 0) -> str:
+    return ended(lambda: os.close(kvm.ioctl_number(kvm_fd, kvm.CREATE_VM, kind)))
+
+
+def ended(action: Callable[[], object]) -> str:
+    """Do something; "ok", or the name of the errno that came of it."""
     try:
-        os.close(kvm.ioctl_number(kvm_fd, kvm.CREATE_VM, kind))
+        action()
     except OSError as error:
         return errno.errorcode.get(error.errno or 0, str(error.errno))
     return "ok"

@@ -8,6 +8,8 @@ import os
 
 libc = ctypes.CDLL(None, use_errno=True)
 libc.syscall.restype = ctypes.c_long
+libc.ioctl.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p]
+libc.ioctl.restype = ctypes.c_int
 
 NUMBERS = {
     "remap_file_pages": 216, "migrate_pages": 256, "move_pages": 279, "userfaultfd": 323,

@@ -4,11 +4,9 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import signal
 import socket
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,36 +16,9 @@ from harness.probe.backing import map_anonymous
 from harness.probe.memory import Memory
 from harness.probe.mirror import Mirror
 from harness.probe.race import Race
+from harness.probe.serving import Children, Handler, serve
 from harness.probe.userfault import WriteProtection, WriteTracking
 from harness.probe.vm import MEMORY_SLOT, Vcpu, VirtualMachine
-
-Handler = Callable[..., Any]
-
-
-class ChildKilled(Exception):
-    """A forked child ended in the middle of a request, as when the kernel kills it by SIGBUS."""
-
-
-def serve(connection: socket.socket, handlers: dict[str, Handler]) -> None:
-    """Answer JSON lines until the peer hangs up.
-
-    A request is {"op": NAME, ...arguments}; the answer is {"ok": VALUE} or {"error": {...}}.
-    """
-    with connection.makefile("rwb") as stream:
-        for line in stream:
-            stream.write(json.dumps(answer(handlers, json.loads(line))).encode() + b"\n")
-            stream.flush()
-
-
-def answer(handlers: dict[str, Handler], request: dict[str, Any]) -> dict[str, Any]:
-    """Carry out one request; errors become data, because the peer is another machine."""
-    try:
-        handler = handlers[request.pop("op")]
-        return {"ok": handler(**request)}
-    except OSError as error:
-        return {"error": {"kind": "OSError", "errno": error.errno, "text": str(error)}}
-    except Exception as error:  # a VMM that dies would look like the kernel's doing
-        return {"error": {"kind": type(error).__name__, "errno": None, "text": str(error)}}
 
 
 def memory_handlers(memory: Memory) -> dict[str, Handler]:
@@ -91,7 +62,7 @@ class Vmm:
         self._machine = machine
         self._memory = memory
         self._vcpus = [(machine, vcpu) for vcpu in machine.vcpus]
-        self._children: dict[str, tuple[int, socket.socket]] = {}
+        self.children = Children(lambda: memory_handlers(self._memory))
         self._aliasing: Aliasing | None = None
         self._protection: WriteProtection | None = None
         self._protected = range(0)
@@ -133,9 +104,7 @@ class Vmm:
             "vms_under_signals": registration.under_signals,
             "vms_without_memory": registration.without_memory,
             "forks_without_memory": registration.forks_without_memory,
-            "fork": self.fork,
-            "child": self.child,
-            "end_child": self.end_child,
+            **self.children.requests(),
         }
 
     def poke(self, first: int, pages: int, word: int, value: int) -> None:
@@ -301,45 +270,6 @@ class Vmm:
             return mirror.take(address, pages, how)
         finally:
             mirror.close()
-
-    def fork(self, name: str) -> int:
-        """Fork a child that shares the memory copy-on-write and answers under ``name``."""
-        ours, theirs = socket.socketpair()
-        pid = os.fork()
-        if pid == 0:
-            ours.close()
-            # A sibling ends when its connection is closed, which it is not while we have it too.
-            for _, connection in self._children.values():
-                connection.close()
-            serve(theirs, memory_handlers(self._memory))
-            os._exit(0)
-        theirs.close()
-        self._children[name] = (pid, ours)
-        return pid
-
-    def child(self, name: str, request: dict[str, Any]) -> Any:
-        """Pass a request on to a forked child."""
-        _, connection = self._children[name]
-        try:
-            connection.sendall(json.dumps(request).encode() + b"\n")
-            with connection.makefile("rb") as stream:
-                line = stream.readline()
-        except (BrokenPipeError, ConnectionResetError):
-            line = b""
-        if not line:
-            status = self.end_child(name)
-            raise ChildKilled(f"the forked child ended with wait status {status}")
-        reply = json.loads(line)
-        if "error" in reply:
-            error = reply["error"]
-            raise OSError(error["errno"], f"in the forked child: {error['text']}")
-        return reply["ok"]
-
-    def end_child(self, name: str) -> int:
-        """Let a forked child exit, and return its wait status."""
-        pid, connection = self._children.pop(name)
-        connection.close()
-        return os.waitpid(pid, 0)[1]
 
     def _vcpu(self, vcpu: int) -> Vcpu:
         return self._vcpus[vcpu][1]

@@ -25,7 +25,10 @@ from harness.store import Store
 from harness.workbench import Parts, Wish, host_spec, make_parts
 
 ROOT = Path(__file__).parents[2]
-PROJECT = ("harness", "tests/kvm", "guest-images", "kernel-config", "patches", "pyproject.toml")
+PROJECT = (
+    *("harness", "tests/kvm", "tests/notifier", "guest-images", "kernel-config", "patches"),
+    "pyproject.toml",
+)
 # Not needed to run a check, and large.
 LEFT_OUT = shutil.ignore_patterns("__pycache__", "mypy", "ruff", "pip", "hypothesis")
 MOUNTED = "/mnt"

@@ -47,7 +47,8 @@ MAY_IMPORT = {
     # What both doors share: one run, put together from all rooms.
     "workbench": VOCABULARY | ROOMS | {"control"},
     "coverage": VOCABULARY | ROOMS,
-    "run": VOCABULARY | ROOMS | {"control", "workbench", "coverage"},
+    "secondary": VOCABULARY | ROOMS | {"workbench", "secondary_mmu"},
+    "run": VOCABULARY | ROOMS | {"control", "workbench", "coverage", "secondary"},
     "crew": set[str](),
     "spread": {"errors", "result", "run", "crew"},
     # What runs the product itself, again and again, and what measures with it.
@@ -58,6 +59,8 @@ MAY_IMPORT = {
     "soak": VOCABULARY | ROOMS | {"workbench"},
     "measure": {"errors", "guest", "oracle", "result", "comparison"},
     "probe": set[str](),
+    # C, but for a word on what it is.
+    "secondary_mmu": set[str](),
     "__init__": set[str](),
 }
 

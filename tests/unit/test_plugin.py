@@ -24,6 +24,7 @@ from harness.errors import (
     ExitCode,
     HarnessError,
     Interrupted,
+    OracleUnavailable,
     UsageError,
 )
 from harness.janitor import Janitor
@@ -190,6 +191,89 @@ def judge(pytester: pytest.Pytester, world: World) -> Judge:
         )
 
     return judge
+
+
+# Tests without KVM.
+
+WITHOUT_KVM = """
+def test_a(notifier_user, evidence):
+    evidence.at_least("callbacks", "calls", 1, 2)
+
+def test_b(evidence):
+    evidence.at_least("reclaim", "pages", 1, 2)
+"""
+
+
+class FakeSecondary:
+    """Stands for the module with secondary MMUs; ``error`` is why there is none."""
+
+    error: ClassVar[HarnessError | None] = None
+    made: ClassVar[list[Wish]] = []
+    loaded: ClassVar[list[Any]] = []
+
+    def __init__(self, wish: Wish, *_: object) -> None:
+        self.made.append(wish)
+
+    def require(self) -> None:
+        if self.error is not None:
+            raise self.error
+
+    def load(self, session: Any) -> None:
+        self.loaded.append(session.host.facts.mmu)
+
+
+@pytest.fixture
+def secondary(monkeypatch: pytest.MonkeyPatch) -> type[FakeSecondary]:
+    monkeypatch.setattr(run, "SecondaryMmus", FakeSecondary)
+    monkeypatch.setattr(FakeSecondary, "made", [])
+    monkeypatch.setattr(FakeSecondary, "loaded", [])
+    return FakeSecondary
+
+
+def test_a_test_without_kvm_runs_once_and_the_module_is_made_once(
+    judge: Judge, secondary: type[FakeSecondary]
+) -> None:
+    ended = judge(WITHOUT_KVM, modes=("shadow", "tdp"))
+    assert ended.code == 0
+    ran = sorted((test["id"].rpartition(":")[2], test["mmu"]) for test in ended.results["tests"])
+    assert ran == [
+        ("test_a[shadow]", "shadow"),
+        ("test_b[shadow]", "shadow"),
+        ("test_b[tdp]", "tdp"),
+    ]
+    assert len(secondary.made) == 1
+    assert secondary.loaded == [Mmu.SHADOW]
+
+
+def test_a_run_with_kvm_alone_makes_no_module(judge: Judge, secondary: type[FakeSecondary]) -> None:
+    assert judge(PASSING).code == 0
+    assert not secondary.made
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome", "code"),
+    [
+        (OracleUnavailable("no headers"), "skip", 0),
+        (BuildError("it does not build"), "error", 125),
+    ],
+)
+def test_a_module_that_is_not_to_be_had_costs_its_own_tests_and_no_host(
+    judge: Judge,
+    world: World,
+    secondary: type[FakeSecondary],
+    monkeypatch: pytest.MonkeyPatch,
+    error: HarnessError,
+    outcome: str,
+    code: int,
+) -> None:
+    monkeypatch.setattr(secondary, "error", error)
+    ended = judge(WITHOUT_KVM)
+    assert ended.code == code
+    outcomes = {test["id"].rpartition("::")[2]: test for test in ended.results["tests"]}
+    assert outcomes["test_a[tdp]"]["outcome"] == outcome
+    assert str(error) in outcomes["test_a[tdp]"]["message"]
+    assert outcomes["test_b[tdp]"]["outcome"] == "pass"
+    assert world.happened == ["boot tdp", "end tdp"]
 
 
 # Options.
@@ -963,5 +1047,5 @@ def test_check_finds_tests_of_the_project_from_anywhere(
     project, default, mine = called
     root = Path(plugin.__file__).parents[1]
     assert project[-1] == f"{root}/tests/kvm/test_fork.py::test_x[tdp]"
-    assert default[-1] == f"{root}/tests/kvm"
+    assert default[-2:] == [f"{root}/tests/kvm", f"{root}/tests/notifier"]
     assert mine[-3:] == ["--mmu=tdp", "-k=a or b", "mine.py::test_y"]

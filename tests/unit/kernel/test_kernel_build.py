@@ -51,6 +51,12 @@ bzImage:
 modules: bzImage
 \tmkdir -p arch/x86/kvm
 \techo kvm > arch/x86/kvm/kvm.ko
+\ttouch Module.symvers
+
+modules_prepare:
+\techo prepare >> ../calls
+\tmkdir -p include/generated arch/x86/include scripts
+\tcat mm/memory.c > include/memory.h
 
 modules_install:
 \tmkdir -p "$(INSTALL_MOD_PATH)/lib/modules/6.12.1/kernel"
@@ -155,6 +161,37 @@ def test_a_tree_becomes_a_kernel(world: World) -> None:
     ]
     assert not (world.tree / ".config").exists()
     assert any("1 of about" in said for said in world.heard.said)
+
+
+def test_a_built_tree_gives_the_headers_of_each_kernel(world: World, patch: Path) -> None:
+    def headers(*patches: Path) -> Path | None:
+        kernel = world.obtain(*patches)
+        world.calls.clear()
+        reference = parse(str(world.tree))
+        return build_module.headers_for(kernel, reference, patches, world.store, world.heard, 2)
+
+    (world.tree / "arch/x86").mkdir(exist_ok=True, parents=True)
+    (world.tree / "arch/x86/Makefile").write_text("# x86\n")
+    plain, patched = headers(), headers(patch)
+    assert plain is not None
+    assert patched is not None
+    assert (plain / "include/memory.h").read_text() == "one\ntwo\nthree\n"
+    assert (patched / "include/memory.h").read_text() == "one\n2\nthree\n"
+    assert (plain / "arch/x86/Makefile").exists()
+    assert not (plain / "vmlinux").exists()
+    # The tree is the patched one now; what was taken out of it is not asked for again.
+    world.calls.clear()
+    assert headers() == plain
+    assert world.calls == []
+    assert _logs(world) == []
+
+
+def test_a_tree_without_symbols_gives_no_headers(world: World) -> None:
+    kernel = world.obtain()
+    next(world.store.root.glob("trees/*/source/Module.symvers")).unlink()
+    reference = parse(str(world.tree))
+    with pytest.raises(BuildError, match=r"Module\.symvers"):
+        build_module.headers_for(kernel, reference, (), world.store, world.heard, 2)
 
 
 def test_the_second_time_builds_nothing(world: World) -> None:

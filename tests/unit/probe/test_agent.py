@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 from fake_statistics import statistics_file
 
-from harness.probe import agent, pmem, system, vmm
+from harness.probe import agent, pmem, serving, system, vmm
 from harness.probe.agent import Agent, Guest
 from harness.probe.backing import BACKINGS
 from harness.probe.layout import PAGE_BYTES
@@ -285,7 +285,7 @@ def files(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def make(tmp_path: Path, files: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
-    handlers: dict[str, vmm.Handler] = {
+    handlers: dict[str, serving.Handler] = {
         "describe": lambda: {"pid": os.getpid()},
         "repeat": lambda text, times: text * times,
         "sleep": _sleep,
@@ -302,7 +302,7 @@ def make(tmp_path: Path, files: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
             "vm_fd": os.memfd_create("vm"),
             "statistics_fd": statistics_file({name: [value] for name, value in COUNTERS.items()}),
         }
-        vmm.serve(connection, handlers)
+        serving.serve(connection, handlers)
         os._exit(0)
 
     monkeypatch.setattr(vmm, "run_vmm", run_vmm)

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from harness.probe import layout, userfault, vmm
+from harness.probe import layout, serving, userfault, vmm
 from harness.probe.layout import PAGE_BYTES
 from harness.probe.memory import Memory
 from harness.probe.vm import ALIAS_SLOT, MEMORY_SLOT
@@ -51,8 +51,8 @@ def machine() -> FakeMachine:
 def ours(machine: FakeMachine) -> Iterator[vmm.Vmm]:
     ours = vmm.Vmm(machine, Memory(PAGES))  # type: ignore[arg-type]
     yield ours
-    for name in reversed(list(ours._children)):
-        ours.end_child(name)
+    for name in reversed(list(ours.children)):
+        ours.children.end_child(name)
 
 
 @contextlib.contextmanager
@@ -72,7 +72,7 @@ def at_most(seconds: int) -> Iterator[None]:
 
 
 def ask(ours: vmm.Vmm, op: str, **arguments: Any) -> dict[str, Any]:
-    return vmm.answer(ours.handlers(), {"op": op, **arguments})
+    return serving.answer(ours.handlers(), {"op": op, **arguments})
 
 
 def child(ours: vmm.Vmm, name: str, op: str, **arguments: Any) -> dict[str, Any]:
@@ -256,7 +256,7 @@ def test_pages_that_userfaultfd_moves_are_moved_all(
 def test_a_conversation_is_lines_until_the_peer_hangs_up() -> None:
     here, there = socket.socketpair()
     handlers = {"double": lambda number: number * 2}
-    thread = threading.Thread(target=vmm.serve, args=(there, handlers), daemon=True)
+    thread = threading.Thread(target=serving.serve, args=(there, handlers), daemon=True)
     thread.start()
     with here, here.makefile("rwb") as stream:
         for number in (1, 21):

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Claims about the notifiers by devices, once where each holds and once where it is broken."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from harness.errors import ProbeError, Violation
+from harness.guest.user import Access, Callback, What
+from harness.oracle.secondary import SecondaryEvidence
+from harness.probe.layout import PAGE_BYTES
+from harness.result.outcome import OracleStatus
+
+HVA = 0x40000000
+PAGES = 8
+CALM = dict.fromkeys(
+    (
+        "in_progress", "ends_too_many", "after_release", "starts", "ends", "late", "stale",
+        "hits", "misses", "retries", "lost",
+    ),
+    0,
+)  # fmt: skip
+
+
+class FakeDevice:
+    def __init__(self, calls: Sequence[Callback] = (), **state: int) -> None:
+        self._calls = tuple(calls)
+        self._state = {**CALM, **state}
+
+    def callbacks(self) -> tuple[Callback, ...]:
+        return self._calls
+
+    def state(self) -> dict[str, int]:
+        return self._state
+
+
+def call(number: int, what: What, first: int = 0, last: int = PAGES, pid: int = 4) -> Callback:
+    start, end = HVA + first * PAGE_BYTES, HVA + last * PAGE_BYTES
+    return Callback(number, start, end, what, 0, pid, True, False, False)
+
+
+PAIR = (call(1, What.START), call(2, What.END))
+
+
+@pytest.fixture
+def ours() -> SecondaryEvidence:
+    host: Any = SimpleNamespace(facts=SimpleNamespace(pace=1.0))
+    return SecondaryEvidence(host)
+
+
+@pytest.fixture
+def user() -> Any:
+    return SimpleNamespace(hva=HVA, pages=PAGES)
+
+
+def well_told(ours: SecondaryEvidence, device: FakeDevice, *before: Callback) -> Any:
+    return ours.well_told(device, before)  # type: ignore[arg-type]
+
+
+def violated(ours: SecondaryEvidence) -> list[str]:
+    return [one.name for one in ours.reports if one.status is OracleStatus.VIOLATED]
+
+
+def test_calls_in_pairs_are_well_told(ours: SecondaryEvidence) -> None:
+    assert well_told(ours, FakeDevice(PAIR, starts=1, ends=1)) == PAIR
+    assert {one.name for one in ours.reports} == {"callbacks", "secondary TLB"}
+    assert not violated(ours)
+
+
+def test_what_was_asked_for_before_counts_as_well(ours: SecondaryEvidence) -> None:
+    start, end = PAIR
+    assert well_told(ours, FakeDevice([end], starts=1, ends=1), start) == PAIR
+
+
+@pytest.mark.parametrize(
+    ("device", "oracle"),
+    [
+        (FakeDevice(PAIR[:1], starts=1, in_progress=1), "callbacks"),
+        (FakeDevice(PAIR[1:], ends=1, ends_too_many=1), "callbacks"),
+        (FakeDevice(PAIR, starts=2, ends=1), "callbacks"),
+        (FakeDevice(PAIR, starts=1, ends=1, late=1), "secondary TLB"),
+        (FakeDevice(PAIR, starts=1, ends=1, stale=1), "secondary TLB"),
+    ],
+)
+def test_what_is_not_well_told_is_a_violation(
+    ours: SecondaryEvidence, device: FakeDevice, oracle: str
+) -> None:
+    with pytest.raises(Violation) as caught:
+        well_told(ours, device)
+    assert caught.value.oracle == oracle
+    assert violated(ours) == [oracle]
+
+
+def test_records_without_room_are_no_evidence(ours: SecondaryEvidence) -> None:
+    with pytest.raises(ProbeError, match="no room for 3"):
+        well_told(ours, FakeDevice(PAIR, starts=1, ends=1, lost=3))
+
+
+def test_a_page_that_nobody_told_of_is_named(ours: SecondaryEvidence, user: Any) -> None:
+    ours.told_of(user, PAIR)
+    some = [call(1, What.START, 0, 3), call(2, What.START, 4, PAGES)]
+    ours.told_of(user, some, 4)
+    ours.told_of(user, some, 0, 3)
+    with pytest.raises(Violation) as caught:
+        ours.told_of(user, some)
+    assert (caught.value.oracle, caught.value.page) == ("notifier", 3)
+
+
+def test_access_is_granted_with_its_words(ours: SecondaryEvidence) -> None:
+    assert ours.granted("reading", Access(words=(1, 2), done=2)) == (1, 2)
+    with pytest.raises(Violation) as caught:
+        ours.granted("reading", Access(refused=14, done=1))
+    assert (caught.value.oracle, caught.value.page) == ("access", 1)
+
+
+def test_an_entry_of_a_free_page_is_no_matter_of_access(ours: SecondaryEvidence) -> None:
+    with pytest.raises(Violation, match="page 2 was free") as caught:
+        ours.granted("reading", Access(refused=errno.ESTALE, done=2))
+    assert (caught.value.oracle, caught.value.page) == ("secondary TLB", 2)
+
+
+def test_access_is_denied_at_the_page_where_it_must_be(ours: SecondaryEvidence) -> None:
+    ours.denied("reading", Access(refused=14, done=3), 3)
+    for access, said in (
+        (Access(words=(7,), done=1), "read 0x7"),
+        (Access(done=4), "went through"),
+        (Access(refused=14, done=2), "page 2 was refused already"),
+    ):
+        with pytest.raises(Violation, match=said):
+            ours.denied("reading", access, 3)
+
+
+def test_a_number_is_exact(ours: SecondaryEvidence) -> None:
+    ours.counted("releases", 1, 1)
+    with pytest.raises(Violation, match="1 releases; seen: 2"):
+        ours.counted("releases", 1, 2)
+
+
+def test_notifiers_are_told_the_same_whatever_the_numbers(ours: SecondaryEvidence) -> None:
+    later = [call(5, What.START), call(9, What.END)]
+    ours.same_calls([PAIR, later, PAIR])
+    for other in ([], PAIR[:1], PAIR[::-1], [call(1, What.START, 1), call(2, What.END, 1)]):
+        with pytest.raises(Violation, match="notifier 1 "):
+            ours.same_calls([PAIR, other])
