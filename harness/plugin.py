@@ -2,8 +2,8 @@
 """The doors of pytest: options, fixtures, and the verdict over a run.
 
 A test belongs to the suite when it asks for one of the fixtures ``host``, ``guest``,
-``probe_guest`` or ``evidence``. It then runs once in each MMU mode. Tests that ask for none of
-them are none of this plugin's business, and a run without any such test is left alone.
+``probe_guest``, ``linux_guest`` or ``evidence``. It then runs once in each MMU mode. Tests that ask
+for none of them are none of this plugin's business, and a run without any such test is left alone.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from harness.guest.probe import probe_guest as new_guest
 from harness.guest.session import Session
 from harness.items import Judged, mode_of, order, request_of
 from harness.janitor import Janitor
+from harness.linux_guest.guest import LinuxGuest
 from harness.linux_guest.home import LinuxGuests
 from harness.linux_guest.home import linux_guests as place_for_linux_guests
 from harness.machine import mmu
@@ -339,6 +340,12 @@ class SuitePlugin:
         assert self._run is not None
         with place_for_linux_guests(session, self._run.linux_image()) as guests:
             yield guests
+
+    @pytest.fixture
+    def linux_guest(self, linux_guests: LinuxGuests) -> Iterator[LinuxGuest]:
+        """One of them, which has booted and is at work."""
+        with linux_guests.guest() as guest:
+            yield guest
 
     @pytest.fixture
     def backing(self) -> str:
