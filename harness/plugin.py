@@ -2,9 +2,9 @@
 """The doors of pytest: options, fixtures, and the verdict over a run.
 
 A test belongs to the suite when it asks for one of the fixtures ``host``, ``guest``,
-``probe_guest``, ``user``, ``notifier_user`` or ``evidence``. It then runs once in each MMU mode, or
-in the first one only if it does without KVM. Tests that ask for none of them are none of this
-plugin's business, and a run without any such test is left alone.
+``probe_guest``, ``linux_guest``, ``user``, ``notifier_user`` or ``evidence``. It then runs once in
+each MMU mode, or in the first one only if it does without KVM. Tests that ask for none of them are
+none of this plugin's business, and a run without any such test is left alone.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from harness.guest.user import NotifierUser, UserFactory
 from harness.guest.user import notifier_user as new_user
 from harness.items import Judged, mode_of, order, request_of
 from harness.janitor import Janitor
+from harness.linux_guest.guest import LinuxGuest
 from harness.linux_guest.home import LinuxGuests
 from harness.linux_guest.home import linux_guests as place_for_linux_guests
 from harness.machine import mmu
@@ -365,6 +366,12 @@ class SuitePlugin:
         """A process with 2 MiB of the test's backing, on which secondary MMUs can be attached."""
         with notifier_user(backing=backing) as user:
             yield user
+
+    @pytest.fixture
+    def linux_guest(self, linux_guests: LinuxGuests) -> Iterator[LinuxGuest]:
+        """One of them, which has booted and is at work."""
+        with linux_guests.guest() as guest:
+            yield guest
 
     @pytest.fixture
     def backing(self) -> str:

@@ -152,3 +152,20 @@ def test_the_first_that_is_no_pass_ends_a_run_with_x(judge: Judge) -> None:
     text = "def test_a(evidence): pass\n" + TWO.replace("test_a", "test_c")
     ended = judge(text, "-x")
     assert [test["outcome"] for test in ended.results["tests"]] == ["error", "missing", "missing"]
+
+
+# Without other plugins, and without this one.
+
+
+@pytest.mark.parametrize("name", ["xdist", "cacheprovider", "junitxml", "logging", "stepwise"])
+def test_other_plugins_are_not_needed(judge: Judge, name: str) -> None:
+    ended = judge(TWO, f"-pno:{name}")
+    assert (ended.code, ended.results["counts"]["pass"]) == (0, 2)
+
+
+def test_it_can_be_switched_off(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile("def test_plain(): pass\ndef test_ours(evidence): pass\n")
+    ended = pytester.runpytest_inprocess("-pno:mmu_harness", "-pno:cacheprovider")
+    ended.assert_outcomes(passed=1, errors=1)
+    ended.stdout.fnmatch_lines(["*fixture 'evidence' not found"])
+    ended.stdout.no_fnmatch_line("kernel: *")

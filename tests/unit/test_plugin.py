@@ -777,6 +777,29 @@ def test_a_guest_is_on_the_memory_that_its_test_is_parametrized_with(
     assert told == ["anon", "memfd", "thp", "anon", "anon"]
 
 
+def test_a_linux_guest_is_up_for_its_test_and_gone_after_it(
+    judge: Judge, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Guests:
+        @contextlib.contextmanager
+        def guest(self) -> Iterator[str]:
+            world.happened.append("guest up")
+            yield "a guest"
+            world.happened.append("guest gone")
+
+    monkeypatch.setattr(run.Run, "linux_image", lambda _: "image", raising=True)
+    monkeypatch.setattr(
+        plugin, "place_for_linux_guests", lambda session, image: contextlib.nullcontext(Guests())
+    )
+    ended = judge(
+        "def test_a(linux_guest, evidence):\n"
+        "    assert linux_guest == 'a guest'\n"
+        "    evidence.at_least('content', 'passes', 1, 2)\n"
+    )
+    assert ended.code == ExitCode.PASS, ended.out
+    assert world.happened == ["boot tdp", "guest up", "guest gone", "end tdp"]
+
+
 def test_the_verdict_is_shown_at_the_end(judge: Judge) -> None:
     ended = judge(PASSING)
     assert "PASS" in ended.out
