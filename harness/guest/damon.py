@@ -21,6 +21,9 @@ _TARGET = f"{_CONTEXT}/targets/0"
 _SCHEME = f"{_CONTEXT}/schemes/0"
 _TRIED = f"{_SCHEME}/tried_regions"
 
+_STATISTICS = "/sys/module/damon_stat/parameters/enabled"
+"""A watcher of the kernel's own, which Debian's 7.2 has on; DAMON serves one of its kind only."""
+
 _SAMPLE_US, _WINDOW_US = 10_000, 200_000
 _MOST_REGIONS = 20
 _ANY = (1 << 63) - 1
@@ -72,6 +75,8 @@ def damon(guest: ProbeGuest, kind: str, regions: Sequence[tuple[int, int]]) -> I
         def put(path: str, value: object) -> None:
             session.ask("write", path=path, text=str(value))
 
+        if session.ask("exists", path=_STATISTICS):
+            stack.enter_context(session.setting(_STATISTICS, "N"))
         put(f"{_ADMIN}/nr_kdamonds", 1)
         stack.enter_context(undone(lambda: put(f"{_ADMIN}/nr_kdamonds", 0)))
         put(f"{_KDAMOND}/contexts/nr_contexts", 1)

@@ -72,7 +72,21 @@ def _gone(guest: ProbeGuest, hot: range) -> tuple[int, int]:
     """How often a hot page went so far, whether or not it is back, and how many others are gone."""
     gone = ~guest.residency().present
     hot_gone = int(gone[hot.start : hot.stop].sum())
-    return hot_gone + _swapped_in(guest), int(gone.sum()) - hot_gone
+    return hot_gone + _returned(guest), int(gone.sum()) - hot_gone
+
+
+def _returned(guest: ProbeGuest) -> int:
+    """How often a page came back to the vcpus so far.
+
+    That is a fault for which KVM mapped a page; the fast ones only give rights back to an spte, as
+    where ageing takes them for want of Accessed bits. What was read from swap is less, where a page
+    comes back from the swap cache before it was freed (6.1 does that often), and more, where the
+    VMM's own pages were swapped; but a kernel before v5.14 tells no more.
+    """
+    vcpus = [counters for name, counters in guest.statistics().items() if name != "vm"]
+    if all("pf_fixed" in counters for counters in vcpus):
+        return sum(counters["pf_fixed"] - counters.get("pf_fast", 0) for counters in vcpus)
+    return _swapped_in(guest)
 
 
 @on_backings("idle")

@@ -27,7 +27,10 @@ TRIED = f"{ADMIN}/0/contexts/0/schemes/0/tried_regions"
 class Sysfs:
     """What DAMON was told, and the regions that it tells."""
 
-    def __init__(self, operations: str = "vaddr fvaddr paddr", *, lacks: str = "") -> None:
+    def __init__(
+        self, operations: str = "vaddr fvaddr paddr", *, lacks: str = "", watcher: bool = False
+    ) -> None:
+        self._watcher = watcher
         self.told: dict[str, str] = {}
         self.log: list[tuple[str, str]] = []
         self.regions: list[tuple[int, int, int]] = []
@@ -51,6 +54,8 @@ class Sysfs:
     def exists(self, path: str) -> bool:
         if self._lacks and self._lacks in path:
             return False
+        if path == module._STATISTICS:
+            return self._watcher
         if found := re.fullmatch(rf"{TRIED}/(\d+)", path):
             return int(found[1]) < len(self.regions)
         # A directory with a number is there if that many were asked for.
@@ -61,6 +66,8 @@ class Sysfs:
         return True
 
     def read(self, path: str) -> str:
+        if path == module._STATISTICS:
+            return "Y\n"
         if path.endswith("avail_operations"):
             return "\n".join(self._operations.split()) + "\n"
         number, name = path.removeprefix(f"{TRIED}/").split("/")
@@ -82,6 +89,14 @@ def test_damon_samples_what_it_was_told_and_is_put_away() -> None:
         assert [int(said[name]) for name in edges] == [0x1000, 0x5000, 0x5000, 0x9000]
         assert sysfs.log[-1] == ("0/state", "on")
     assert sysfs.log[-2:] == [("0/state", "off"), ("nr_kdamonds", "0")]
+
+
+def test_the_kernels_own_watcher_makes_room_for_as_long() -> None:
+    sysfs = Sysfs(watcher=True)
+    with damon(guest_on(sysfs), VIRTUAL, [(0, 1)]):
+        assert sysfs.log[0] == (module._STATISTICS, "N")
+    assert [entry[0] for entry in sysfs.log[-3:]] == ["0/state", "nr_kdamonds", module._STATISTICS]
+    assert sysfs.log[-1][1].strip() == "Y"
 
 
 def test_physical_regions_are_of_no_process() -> None:

@@ -285,7 +285,9 @@ def test_the_counters_of_a_vm_are_behind_its_descriptor(monkeypatch: pytest.Monk
     statistics.close()
 
 
-@pytest.mark.parametrize(("number", "known"), [(errno.ENOTTY, True), (errno.EMFILE, False)])
+@pytest.mark.parametrize(
+    ("number", "known"), [(errno.ENOTTY, True), (errno.EINVAL, True), (errno.EMFILE, False)]
+)
 def test_a_kernel_without_counters_has_none(
     monkeypatch: pytest.MonkeyPatch, number: int, known: bool
 ) -> None:
