@@ -44,6 +44,9 @@ _KIND = {
 """Where the address stands: in struct mmu_notifier_range, or in the second argument."""
 
 _GUEST_POWER = (HVA_LAST - 1).bit_length()
+_EVERYTHING_POWER = 64
+_ON_EVERYTHING = ("clear_refs_write",)
+"""Functions that name all of an mm in one range, guests included, and not because it ends."""
 
 _DEFINED = re.compile(rf"^p:{_GROUP}/(\w+) _text\+(\d+)", re.MULTILINE)
 _MISSED = re.compile(rf"^\s*{_GROUP}_\w+\s+\d+\s+(\d+)\s*$", re.MULTILINE)
@@ -129,8 +132,11 @@ class Reach:
                 if event == _ENTRY:
                     begun[_begun(notifiers, offset)] += bucket.count
                     continue
-                of_guest = bucket.power in (None, _GUEST_POWER)
-                (hits if of_guest else others)[self._site(offset)] += bucket.count
+                site = self._site(offset)
+                of_guest = bucket.power in (None, _GUEST_POWER) or (
+                    bucket.power == _EVERYTHING_POWER and site.function in _ON_EVERYTHING
+                )
+                (hits if of_guest else others)[site] += bucket.count
         left = self._unexplained(begun, hits + others)
         for site in self._sites.sites:
             if site.function == MODULES:

@@ -142,6 +142,17 @@ def test_memory_of_the_vmm_that_is_no_guest_s_is_told_apart() -> None:
     assert grown(now.others, {}) == {COW: 3, AGE: 2}
 
 
+def test_all_of_an_mm_is_the_guest_s_unless_the_mm_ends() -> None:
+    refs = Site(START, "clear_refs_write", "fs/proc/task_mmu.c", 1612, offsets=(0x200,))
+    unmap = Site(START, "unmap_vmas", "mm/memory.c", 1893, offsets=(0x240,))
+    tracefs = Tracefs()
+    watched = reach(tracefs, CallSites((refs, unmap), ENTRIES, TEXT, 16))
+    tracefs.passed = {(0x200, 64): 1, (0x240, 64): 2}
+    now = watched.read()
+    assert grown(now.hits, {}) == {refs: 1}
+    assert grown(now.others, {}) == {unmap: 2}
+
+
 def test_what_no_site_in_vmlinux_explains_came_from_modules() -> None:
     tracefs = Tracefs()
     watched = reach(tracefs)
