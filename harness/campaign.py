@@ -280,9 +280,9 @@ def _last_line(directory: Path) -> str:
 
 
 def _bearable() -> int:
-    """How many checks this machine bears at once: one more than CPUs, because some only wait."""
+    """How many checks this machine bears at once: as many as CPUs, and as memory allows."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return max(1, min((os.cpu_count() or 1) + 1, memory // _CHECK_BYTES, _MOST_AT_ONCE))
+    return max(1, min(os.cpu_count() or 1, memory // _CHECK_BYTES, _MOST_AT_ONCE))
 
 
 def _modes(modes: Sequence[str] | dict[str, None]) -> list[str]:

@@ -40,6 +40,12 @@ _SETTLE_SECONDS = 3.0
 _CRASH_SECONDS = 2.0
 """How long after a lost connection a crash report may still begin."""
 
+_LOOK_SECONDS = 1.0
+"""How often the log is looked at while an answer is waited for."""
+
+_LAST_WORD_SECONDS = 10.0
+"""How long a fast host may take to answer once its kernel has complained."""
+
 
 class QemuHost:
     """A QEMU machine that is up; made by ``harness.machine.boot``."""
@@ -179,6 +185,11 @@ class QemuHost:
         except (HostLostError, DeadlineError) as error:
             raise self.explain(error) from error
 
+    @property
+    def complained(self) -> bool:
+        """Whether the host's kernel has reported something since the last check."""
+        return bool(self._new_splats())
+
     def _new_splats(self) -> tuple[Splat, ...]:
         return tuple(splat for splat in self.log.splats(self._checked) if not splat.timing)
 
@@ -239,9 +250,20 @@ class HostChannel:
             self._channel.send(data)
 
     def receive_line(self, deadline: Deadline) -> bytes:
-        """The next line of its standard output, without the newline."""
+        """The next line of its standard output, without the newline.
+
+        A kernel that has complained since the last check may still answer, but is not waited for
+        as long: what it crashed in may well be what should have answered.
+        """
         with self._explained():
-            return self._channel.receive_line(deadline)
+            while True:
+                try:
+                    return self._channel.receive_line(deadline.within(_LOOK_SECONDS))
+                except DeadlineError:
+                    deadline.check("Nothing more came from the host.")
+                    if self._host.complained:
+                        seconds = _LAST_WORD_SECONDS * self._host.facts.pace
+                        return self._channel.receive_line(deadline.within(seconds))
 
     @property
     def stderr_tail(self) -> str:

@@ -16,7 +16,7 @@ WORD = 7
 # begins and ends inside of one.
 FIRST, PAGES = 100, 1500
 # How often a vcpu goes over its half meanwhile, which is long enough for dozens of memslots.
-VISITS = 300
+VISITS = 60
 
 
 @pytest.mark.parametrize(
