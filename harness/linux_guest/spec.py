@@ -19,6 +19,9 @@ _PARAMETERS = (
     # With -no-reboot a panic ends QEMU at once.
     "panic=-1",
     "oops=panic",
+    # A guest that memory could be plugged into above 4 GiB would set 64 MiB aside for devices that
+    # cannot reach there, of which it has none.
+    "swiotlb=noforce",
     # What a boot under two layers of emulation need not wait for.
     "mitigations=off",
     "no_timer_check",
