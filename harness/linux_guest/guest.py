@@ -44,6 +44,7 @@ emulation ours runs on while a host waits for a CPU."""
 
 _COMMAND_SECONDS = 60.0
 _MONITOR_SECONDS = 30.0
+_KILLED = 128 + 9
 _SETTLE_SECONDS = 3.0
 """How long a report of the guest's kernel may take to arrive."""
 
@@ -331,8 +332,8 @@ class LinuxGuest:
                 return LinuxGuestError(f"The connection to the QEMU of {self.name} was cut.")
             status = self.process.status(self._soon(f"The end of {self.name}"))
             how = f"ended with status {status}"
-            # SSH tells no status of a process that a signal ended.
-            if status < 0:
+            # SSH tells no status of a process that a signal ended, and a shell above it 128 and 9.
+            if status < 0 or status == _KILLED:
                 how = "was killed, as by the OOM killer when its cgroup or the host is too small"
             words = visible(self.process.stderr_tail.strip())
             said = f" It said:\n{words}" if words else ""

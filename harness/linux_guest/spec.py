@@ -106,7 +106,9 @@ def argv(spec: LinuxGuestSpec, paths: LinuxGuestPaths, name: str) -> tuple[str, 
     reporting = "on" if spec.reporting else "off"
     words += ["-device", f"virtio-balloon-pci,id=balloon,free-page-reporting={reporting}"]
     if spec.window_mib:
-        words += ["-object", f"memory-backend-memfd,id=window,share=on,size={spec.window_mib}M"]
+        # Without the seals that QEMU puts on such files, so that others may change their size.
+        window = f"memory-backend-memfd,id=window,share=on,seal=off,size={spec.window_mib}M"
+        words += ["-object", window]
         words += ["-device", "ivshmem-plain,memdev=window"]
     if spec.disk_mib:
         # With the host's page cache, which competes with guests for memory as it does in the field.

@@ -27,6 +27,8 @@ for device in /sys/bus/pci/devices/*; do
 done
 """
 
+_TOUCH = 'dd if=/dev/zero of=/tmp/touched bs=1M count="$1" && rm /tmp/touched'
+
 _WRITE = "while dd if=/dev/zero of=/dev/vda bs=1M conv=fsync; do :; done >/dev/null 2>&1 &"
 
 _PAGE_BYTES = 4096
@@ -68,6 +70,11 @@ def shared_window(guest: LinuxGuest) -> tuple[Window, str]:
         raise LinuxGuestError(f"{guest.name} finds no device with shared memory.")
     first, last = int(found[0], 16), int(found[1], 16)
     return guest.window(first, (last + 1 - first) // _PAGE_BYTES), found[3]
+
+
+def touch(guest: LinuxGuest, mib: int) -> None:
+    """Have a guest use so much of its memory for a moment, as for a file."""
+    guest.run(["sh", "-c", _TOUCH, "sh", str(mib)])
 
 
 def write_to_disk(guest: LinuxGuest) -> None:

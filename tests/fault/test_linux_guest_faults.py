@@ -115,7 +115,8 @@ def test_a_guest_too_large_for_its_cgroup_is_infrastructure(guests: LinuxGuests)
 
 def test_a_guest_that_cannot_boot_is_infrastructure(guests: LinuxGuests) -> None:
     with (
-        pytest.raises(LinuxGuestError, match="did not come up"),
+        # QEMU may be gone before it is asked where the memory is.
+        pytest.raises(LinuxGuestError, match=r"did not come up|has no open anon_inode:kvm-vm"),
         guests.guest(LinuxGuestSpec(memory_mib=16)),
     ):
         pytest.fail("no kernel fits into so little memory")

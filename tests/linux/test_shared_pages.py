@@ -11,7 +11,7 @@ from harness.guest.settings import merged_pages, merging
 from harness.linux_guest.changes import plug, set_balloon, unplug
 from harness.linux_guest.home import LinuxGuests
 from harness.linux_guest.spec import LinuxGuestSpec
-from harness.linux_guest.workload import second_workload, shared_window
+from harness.linux_guest.workload import second_workload, shared_window, touch
 from harness.oracle.evidence import Evidence
 
 pytestmark = pytest.mark.linux_guest
@@ -50,14 +50,14 @@ def test_a_balloon_takes_memory_and_gives_it_back(
     spec = LinuxGuestSpec(workload_mib=24)
     with booted(linux_guests, spec) as (guest,):
         # What was never touched would not be missed.
-        guest.run(["sh", "-c", "head -c 24M /dev/zero >/tmp/touched; rm /tmp/touched"])
+        touch(guest, 24)
         before = linux_guests.statistics()["anon"]
         set_balloon(guest, spec.memory_mib - 28)
         after = linux_guests.statistics()["anon"]
         evidence.at_most("memory controller", "bytes in use", before - 16 * MIB, after)
         verified([guest], evidence)
         set_balloon(guest, spec.memory_mib)
-        guest.run(["sh", "-c", "head -c 24M /dev/zero >/tmp/touched; rm /tmp/touched"])
+        touch(guest, 24)
         guest.await_passes(1)
         verified([guest], evidence)
 
@@ -66,7 +66,7 @@ def test_what_a_guest_reports_as_free_is_free(
     linux_guests: LinuxGuests, evidence: Evidence
 ) -> None:
     with booted(linux_guests, LinuxGuestSpec(workload_mib=24, reporting=True)) as (guest,):
-        guest.run(["sh", "-c", "head -c 30M /dev/zero >/tmp/touched"])
+        guest.run(["dd", "if=/dev/zero", "of=/tmp/touched", "bs=1M", "count=30"])
         before = linux_guests.statistics()["anon"]
         guest.run(["rm", "/tmp/touched"])
         deadline = Deadline.after(60 * guest.pace, "Free page reporting")

@@ -220,6 +220,7 @@ def test_the_hosts_log_comes_first(parts: SimpleNamespace, guest: LinuxGuest) ->
     ("end", "lives", "said"),
     [
         (-1, False, "was killed, as by the OOM killer"),
+        (137, False, "was killed, as by the OOM killer"),
         (1, False, "ended with status 1.[\\s\\S]*out of disk"),
         (HostLostError("gone"), False, "nor does its host"),
         (-1, True, "was cut"),

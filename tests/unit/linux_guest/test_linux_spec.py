@@ -60,7 +60,7 @@ def test_options_bring_their_devices() -> None:
     )
     words = argv(spec, PATHS, "x")
     assert values(words, "-m") == ["128M,slots=4,maxmem=256M"]
-    assert "memory-backend-memfd,id=window,share=on,size=8M" in values(words, "-object")
+    assert "memory-backend-memfd,id=window,share=on,seal=off,size=8M" in values(words, "-object")
     assert "ivshmem-plain,memdev=window" in values(words, "-device")
     assert any("free-page-reporting=on" in word for word in values(words, "-device"))
     assert values(words, "-drive")[0].startswith("file=/d,")
