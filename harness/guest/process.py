@@ -51,6 +51,13 @@ class ProbeProcess:
         except GuestLost as lost:
             raise self._lost(lost, op) from lost
 
+    def wait(self, op: str, seconds: float, **arguments: Any) -> Any:
+        """The same for a request that may take as long as its argument ``seconds``."""
+        try:
+            return self.session.wait_guest(self.name, op, seconds, **arguments)
+        except GuestLost as lost:
+            raise self._lost(lost, op) from lost
+
     @property
     def bytes(self) -> int:
         """The size of its memory."""

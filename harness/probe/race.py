@@ -36,13 +36,18 @@ class OutOfTime(Exception):
 
 
 class Race:
-    """A vcpu that hammers one page patiently, and what is done to that page meanwhile."""
+    """A vcpu that hammers one page patiently, and what is done to that page meanwhile.
+
+    All rounds may take so many ``seconds``, and each wait for the vcpu a quarter of them: slowness
+    is spread out, and a vcpu that stands still is found out soon.
+    """
 
     def __init__(self, memory: Memory, vcpu: Vcpu, page: int, seconds: float) -> None:
         self._memory = memory
         self._vcpu = vcpu
         self._page = page
         self._until = time.monotonic() + seconds
+        self._patience = seconds / 4
         self._node = 0
         self._kinds: dict[str, Callable[[], bool]] = {
             "discard": self._discard,
@@ -162,8 +167,9 @@ class Race:
         self._await(lambda: self._vcpu.refusals > start)
 
     def _await(self, reached: Callable[[], bool]) -> None:
+        until = min(self._until, time.monotonic() + self._patience)
         while not reached():
-            if time.monotonic() > self._until:
+            if time.monotonic() > until:
                 raise OutOfTime
             # Without it, this thread would keep the interpreter from the one of the vcpu.
             time.sleep(0)

@@ -253,12 +253,32 @@ def test_a_vcpu_that_stands_still_has_no_round_and_the_race_ends(kind: str) -> N
         memory = Memory(PAGES)
         vcpu: Any = SimpleNamespace(index=WORD, refusals=0, mailbox=SimpleNamespace(done=5))
         start = time.monotonic()
-        ended = Race(memory, vcpu, PAGE, 0.05).play(kind, ROUNDS)
+        ended = Race(memory, vcpu, PAGE, 4 * 0.05).play(kind, ROUNDS)
         return ended, time.monotonic() - start
 
     ended, took = in_child(run)
     assert ended == {"rounds": 0, "lost": 0}
     assert 0.05 <= took < SECONDS
+
+
+def test_a_slow_vcpu_may_take_longer_for_all_rounds_than_for_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [0.0]
+
+    def look(_: float) -> None:
+        now[0] += 0.2
+
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=look))
+
+    def run() -> tuple[dict[str, int], float]:
+        memory = Memory(PAGES)
+        vcpu: Any = FakeVcpu(memory)
+        return Race(memory, vcpu, PAGE, 4 * 1.0).play("discard", 5), now[0]
+
+    ended, took = in_child(run)
+    assert ended == {"rounds": 5, "lost": 0}
+    assert took > 1.0, "or nothing was slow"
 
 
 def test_rounds_before_time_was_up_count() -> None:
