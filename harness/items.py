@@ -59,6 +59,21 @@ def order(modes: Sequence[Mmu], *, same_hosts: bool) -> Callable[[pytest.Item], 
     return key
 
 
+def first_of_each(found: Sequence[pytest.Item]) -> tuple[list[pytest.Item], list[pytest.Item]]:
+    """The first cell of each scenario in each MMU mode and repetition, and the other cells.
+
+    Tests of others are all among the first.
+    """
+    kept: list[pytest.Item] = []
+    left: list[pytest.Item] = []
+    seen = set()
+    for item in found:
+        key = (item.nodeid.partition("[")[0], mode_of(item), repetition_of(item))
+        (left if mode_of(item) is not None and key in seen else kept).append(item)
+        seen.add(key)
+    return kept, left
+
+
 def mode_of(item: pytest.Item) -> Mmu | None:
     """The MMU mode of a test of the suite, or None for any other test."""
     mode = _parameter(item, MODE)

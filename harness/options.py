@@ -71,6 +71,8 @@ def suite_options(function: Callable[..., Any]) -> Callable[..., Any]:
                      help="With --repeat: end it at the first test that does not pass."),
         click.option("--same-hosts", is_flag=True,
                      help="With --repeat: go on on the hosts that are up."),
+        click.option("--quick", is_flag=True,
+                     help="Only the first cell of each scenario: a look, and no substitute."),
         click.option("--ci", is_flag=True,
                      help="For CI jobs: no colour, one line a phase; GitHub's annotations there."),
         click.option("-k", "expression", metavar="EXPR",

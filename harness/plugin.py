@@ -29,7 +29,7 @@ from harness.guest.probe import probe_guest as new_guest
 from harness.guest.session import Session
 from harness.guest.user import NotifierUser, UserFactory
 from harness.guest.user import notifier_user as new_user
-from harness.items import Judged, mode_of, order, request_of
+from harness.items import Judged, first_of_each, mode_of, order, request_of
 from harness.janitor import Janitor
 from harness.linux_guest.guest import LinuxGuest
 from harness.linux_guest.home import LinuxGuests
@@ -126,10 +126,16 @@ class SuitePlugin:
         """Run each test of the suite in each MMU mode, as often as it was wished for."""
         items.parametrize(metafunc, self._wish.modes, self._wish.repeat)
 
-    # The name of the argument is pytest's.
-    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        """Bring the tests of a host together."""
+    # The name of the argument is pytest's. Last, because -k has its say before.
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(
+        self, config: pytest.Config, items: list[pytest.Item]
+    ) -> None:
+        """Bring the tests of a host together, and leave out what a quick look does without."""
         items.sort(key=order(self._wish.modes, same_hosts=self._wish.same_hosts))
+        if self._wish.quick:
+            items[:], left = first_of_each(items)
+            config.hook.pytest_deselected(items=left)
 
     # The run.
 

@@ -42,6 +42,7 @@ def add_options(parser: pytest.Parser) -> None:
     group.addoption("--coverage", action="store_true", help="which notifier sites are reached")
     group.addoption("--repeat", metavar="N", type=int, default=1, help="run all tests N times")
     group.addoption("--until-fail", action="store_true", help="repeat until one does not pass")
+    group.addoption("--quick", action="store_true", help="only the first cell of each scenario")
     group.addoption("--same-hosts", action="store_true", help="repeat on hosts that are up already")
 
 
@@ -77,6 +78,7 @@ def wish_of(config: pytest.Config) -> Wish:
         repeat=given("--repeat"),
         until_fail=given("--until-fail"),
         same_hosts=given("--same-hosts"),
+        quick=given("--quick"),
     )
 
 

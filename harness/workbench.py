@@ -66,7 +66,7 @@ class Wish:
     ``strict`` forbids to skip what this kernel or host cannot be asked; ``hosts`` is how many of
     them may run at once, by default as many as this machine bears. ``repeat`` is how often all
     tests run, on new hosts each time or on the ``same_hosts``; ``until_fail`` ends that at the
-    first test that does not pass.
+    first test that does not pass. ``quick`` is content with one cell of each scenario.
     """
 
     kernel: str = DEFAULT_KERNEL
@@ -82,6 +82,7 @@ class Wish:
     repeat: int = 1
     until_fail: bool = False
     same_hosts: bool = False
+    quick: bool = False
 
     def command(self, mode: Mmu | None = None, test: str | None = None) -> tuple[str, ...]:
         """The command that wishes the same, in all its modes or in one, and for one test or all."""
@@ -105,6 +106,7 @@ class Wish:
             words += ["--repeat", str(self.repeat)]
         words += ["--until-fail"] if self.until_fail else []
         words += ["--same-hosts"] if self.same_hosts else []
+        words += ["--quick"] if self.quick else []
         return tuple(words)
 
 

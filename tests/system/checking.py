@@ -50,10 +50,10 @@ MOST_REPEATED = 3
 def verdict_on_a_good_kernel(tmp_path: Path, *words: str) -> Checked:
     """A verdict whose failures, if they are few, are asked again on fresh hosts before they count.
 
-    Under QEMU 7.2's emulation of SVM, 2 of 268 tests failed in one run and not in those before:
-    the host's network code read a zero where none can be, and a vcpu that never leaves the guest
-    did not see a store of its VMM for 30 seconds. Whether the emulator or the kernel lost them is
-    not known. The product itself reports such a failure at once, and this prints it.
+    Under QEMU 7.2's emulation, 2 of 268 tests failed in one run and not in those before: the
+    host's network code read a zero where none can be, and a vcpu that never leaves the guest did
+    not see a store of its VMM for 30 seconds. That emulator is known to run stale code
+    (docs/emulation.md). The product itself reports such a failure at once, and this prints it.
     """
     first = verdict(tmp_path, *words)
     if first.code != ExitCode.FAIL:

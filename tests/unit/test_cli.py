@@ -280,6 +280,7 @@ def test_every_option_reaches_the_plugin_under_its_name(
         *("--config", "x.config", "--jobs", "3", "--mmu", "tdp", "--mmu", "shadow"),
         *("--accel", "tcg", "--control", "sptes", "--results", "out", "-k", "fork and not child"),
         *("--repeat", "20", "--until-fail", "--same-hosts", "--strict", "--hosts", "2"),
+        "--quick",
         *("tests/kvm/test_fork.py", "tests/kvm/test_unmap.py::test_x[tdp]"),
     )
     ((expression, tests, options),) = checked
@@ -290,7 +291,7 @@ def test_every_option_reaches_the_plugin_under_its_name(
             "--kernel=linux/", "--patch=a.patch", "--patch=b.patch", "--config=x.config",
             "--jobs=3", "--mmu=tdp", "--mmu=shadow", "--accel=tcg", "--control=sptes",
             "--results=out", "--repeat=20", "--until-fail", "--same-hosts", "--no-skips",
-            "--hosts=2",
+            "--hosts=2", "--quick",
         ]
     )  # fmt: skip
     assert [each for each in options if each.startswith("--patch")] == [

@@ -61,6 +61,29 @@ def test_repetitions_may_share_a_host(judge: Judge, world: World) -> None:
     assert world.happened == ["boot tdp", "end tdp", "boot shadow", "end shadow"]
 
 
+CELLS = """
+@pytest.mark.parametrize("n", [0, 1, 2])
+def test_a(evidence, n):
+    evidence.at_least("reclaim", "pages", 1, 2)
+
+def test_b(evidence):
+    evidence.at_least("reclaim", "pages", 1, 2)
+
+@pytest.mark.parametrize("n", [0, 1])
+def test_of_others(n):
+    pass
+"""
+
+
+def test_a_quick_look_takes_the_first_cell_of_each_scenario(judge: Judge) -> None:
+    ended = judge(CELLS, "--quick", modes=("tdp", "shadow"))
+    assert ended.code == 0
+    assert names(ended) == ["test_a[tdp-0]", "test_b[tdp]", "test_a[shadow-0]", "test_b[shadow]"]
+    assert "--quick" in ended.results["command"]
+    one = judge(CELLS, "--quick", "-ka and not 0")
+    assert names(one) == ["test_a[tdp-1]"], "-k has its say before"
+
+
 def test_the_table_counts_the_repetitions(judge: Judge) -> None:
     ended = judge(SECOND_FAILS, "--repeat=3")
     assert ended.code == 1
