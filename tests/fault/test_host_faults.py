@@ -37,6 +37,10 @@ def test_a(guest, evidence, host):
     line = "<4>WARNING: CPU: 0 PID: 1 at mm/rmap.c:1 on_purpose+0x1/0x2"
     script = f"(sleep 1; echo '{line}' >/dev/kmsg; sleep 1) >/dev/null 2>&1 &"
     host.run(["sh", "-c", script], Deadline.after(30, "the test"))
+
+def test_b(guest, evidence, host):
+    evidence.content(guest.fill(seed=1))
+    Deadline.after(60, "the report").poll(lambda: "on_purpose" in host.log.text())
 """
 
 Start = Callable[[str], subprocess.Popen[bytes]]
@@ -119,13 +123,9 @@ def test_a_signal_while_a_test_runs_leaves_nothing(
         assert [test["outcome"] for test in results(tmp_path)["tests"]] == ["missing"]
 
 
-def test_a_report_after_the_last_test_is_a_failure(
-    start: Start, tmp_path: Path, temporary: Path
-) -> None:
-    # Asked for before the test ended, and printed after it: between two tests, or before the end.
-    text = LATE + "\ndef test_b(guest, evidence):\n"
-    text += "    evidence.content(guest.fill(seed=1))\n    evidence.content(guest.check(seed=1))\n"
-    process = start(text)
+def test_a_report_after_a_test_is_a_failure(start: Start, tmp_path: Path, temporary: Path) -> None:
+    # Asked for before the test ended, and printed after it.
+    process = start(LATE)
     assert process.wait(SECONDS) == 1, said(tmp_path)
     document = results(tmp_path)
     assert document["verdict"]["word"] == "FAIL"

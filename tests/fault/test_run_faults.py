@@ -127,7 +127,10 @@ class World:
     def left(self) -> list[str]:
         """Processes, directories and half-made entries that a run should have taken with it."""
         found = [str(path) for path in self.temporary.iterdir()]
-        found += [str(path) for path in self.cache.rglob("*.making")]
+        # Not rglob(), which does not bear that what it walks goes away meanwhile.
+        for place, directories, files in os.walk(self.cache):
+            made = [name for name in (*directories, *files) if name.endswith(".making")]
+            found += [str(Path(place, name)) for name in made]
         for entry in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 variables = (entry / "environ").read_bytes().split(b"\0")
