@@ -239,6 +239,8 @@ def test_the_directory_is_short_wherever_tmpdir_points(
 
 def test_a_short_tmpdir_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMPDIR", "/dev/shm")
+    # A janitor that was killed in another test could not take it back.
+    monkeypatch.delenv(MARK, raising=False)
     with Janitor() as janitor:
         assert janitor.directory.parent == Path("/dev/shm")
         assert os.environ[MARK] == janitor.directory.name

@@ -97,6 +97,9 @@ def xdist(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, tmp_path: 
     temporary.mkdir()
     monkeypatch.setenv("TMPDIR", str(temporary))
     monkeypatch.setenv("MMU_TEST_TMP", str(temporary))
+    # These tests may be a worker's themselves.
+    for name in [name for name in os.environ if name.startswith("PYTEST_XDIST_")]:
+        monkeypatch.delenv(name)
     return Xdist(pytester)
 
 

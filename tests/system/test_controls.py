@@ -11,7 +11,7 @@ from checking import command, verdict, verdict_on_a_good_kernel
 # The control and the mode, the tests that should see it, and the oracles of which one must name a
 # page. Each test that fails costs a boot.
 CONTROLS = {
-    ("page-reference-per-spte", "shadow"): ("idle", {"references"}),
+    ("page-reference-per-spte", "shadow"): ("idle_guest", {"references"}),
     ("sptes-survive-unmap", "tdp"): (
         "anon-whole and (unmapped or discarded)",
         {"translations", "notifier"},
@@ -40,7 +40,7 @@ def test_a_control_fails_and_says_where(tmp_path: Path, name: str, mode: str) ->
 def test_the_kernel_of_the_controls_passes_with_none_on(tmp_path: Path) -> None:
     patches = sorted((Path(__file__).parents[2] / "patches/controls/6.12").glob("*.patch"))
     words = [f"--patch={patch}" for patch in patches]
-    checked = verdict_on_a_good_kernel(tmp_path, *words, "--mmu=tdp", "-kanon-middle or idle")
+    checked = verdict_on_a_good_kernel(tmp_path, *words, "--mmu=tdp", "-kanon-middle or idle_guest")
     assert checked.code == 0
     assert checked.outcomes() == {"pass"}
 
