@@ -56,21 +56,22 @@ def _unpinned(session: Session, guest: ProbeGuest) -> int | None:
 
 
 def _migrated(session: Session, guest: ProbeGuest) -> int:
-    """How many pages can be moved to either node, wherever they were before.
+    """How many pages can be moved to either node, wherever they were before."""
+    return len(set.intersection(*(_moved_to(session, guest, node) for node in _NODES)))
 
-    A page that is in a CPU's LRU batch wants a second try.
+
+def _moved_to(session: Session, guest: ProbeGuest, node: int) -> set[int]:
+    """The pages that are on a node after they were asked there.
+
+    One that is in a CPU's LRU batch wants a second try, and of those that moved in vain company
+    only a second try says where they are.
     """
-    return min(_moved_to(session, guest, node) for node in _NODES)
-
-
-def _moved_to(session: Session, guest: ProbeGuest, node: int) -> int:
-    there = 0
+    there: set[int] = set()
     for _ in range(_ATTEMPTS):
         session.ask("drain_lru")
-        answer = guest.move_to_node(node)
-        # A page that could not be moved keeps whatever the list of places began with.
-        there = min(answer["places"].count(node), guest.pages - answer["left"])
-        if there == guest.pages:
+        places = guest.move_to_node(node)["places"]
+        there = {page for page, place in enumerate(places) if place == node}
+        if len(there) == guest.pages:
             break
     return there
 

@@ -209,14 +209,17 @@ class _Twin:
 def migrate(addresses: list[int], node: int, pid: int = 0) -> tuple[int, list[int]]:
     """Call move_pages(2): how many pages could not be moved, and where each page is then.
 
-    A page's place is its node, or a negative error number. Raises OSError when the call fails.
+    A page's place is its node, or a negative error number, or UNTOLD: the kernel says nothing of
+    pages that it tried to move in vain. Raises OSError when the call fails.
     """
     count = len(addresses)
     pages = (ctypes.c_void_p * count)(*addresses)
     nodes = (ctypes.c_int * count)(*[node] * count)
-    status = (ctypes.c_int * count)()
+    status = (ctypes.c_int * count)(*[UNTOLD] * count)
     left = call("move_pages", pid, count, pages, nodes, status, _MPOL_MF_MOVE)
     return left, status[:]
 
 
 _MPOL_MF_MOVE = 2
+UNTOLD = -(1 << 31)
+"""Neither a node nor an error number."""

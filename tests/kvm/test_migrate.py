@@ -33,7 +33,6 @@ def test_every_page_moves_to_the_other_node_and_back(guest: ProbeGuest, evidence
                 moved = guest.move_to_node(node)
                 if not moved["left"] and set(moved["places"]) == {node}:
                     break
-        # Of pages that did not move, the kernel leaves the place as it found it, which is node 0.
         evidence.at_most("migration", "pages left behind", 0, moved["left"])
         evidence.equal("each page on its new node", [node] * guest.pages, moved["places"])
         evidence.no_stale_translations(guest)
