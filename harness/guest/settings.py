@@ -87,6 +87,8 @@ def failing_allocations(session: Session) -> contextlib.AbstractContextManager[N
         for kind in ("failslab", "fail_page_alloc")
         for knob, value in (("ignore-gfp-wait", "N"), ("verbose", "0"))
     }
+    # Single pages do not fail by default, and page tables are such.
+    values["/sys/kernel/debug/fail_page_alloc/min-order"] = "0"
     return settings(session, values, "fault injection")
 
 

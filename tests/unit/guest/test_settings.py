@@ -108,6 +108,7 @@ SWITCHES: dict[str, tuple[Switch, dict[str, str]]] = {
             "/sys/kernel/debug/failslab/verbose": "0",
             "/sys/kernel/debug/fail_page_alloc/ignore-gfp-wait": "N",
             "/sys/kernel/debug/fail_page_alloc/verbose": "0",
+            "/sys/kernel/debug/fail_page_alloc/min-order": "0",
         },
     ),
     "multi-generational LRU": (lambda ours: multigenerational(ours, on=True), {LRU: "y"}),
