@@ -18,6 +18,7 @@ from harness.guest.hammer import REFERENCE_PAGES, VISIT_SECONDS, Hammer
 from harness.guest.memory import GuestMemory, lacking
 from harness.guest.observation import View, Visit
 from harness.guest.session import GuestLost, Session
+from harness.machine.mmu import Mmu
 from harness.probe import layout
 from harness.probe.backing import BACKINGS
 
@@ -227,11 +228,23 @@ def probe_guest(
     name = session.new_name("guest")
     # Half of our own patience, so that a VMM that hangs is told apart from an agent that does.
     seconds = session.patience / 2
+    kind = "nested" if session.host.facts.mmu is Mmu.NESTED else "vmm"
     try:
         answer = session.ask(
-            "create", name=name, pages=pages, vcpus=vcpus, seconds=seconds, backing=backing
+            "create",
+            name=name,
+            pages=pages,
+            vcpus=vcpus,
+            seconds=seconds,
+            backing=backing,
+            kind=kind,
         )
     except OSError as error:
+        if kind == "nested" and error.errno == errno.ENOTSUP:
+            raise OracleUnavailable(
+                "The host's KVM does not offer SVM with nested paging, which the guest inside the "
+                "probe guest needs."
+            ) from error
         if BACKINGS[backing].file != "dax" or error.errno not in _NO_DAX:
             raise
         raise OracleUnavailable(

@@ -10,11 +10,16 @@ from harness.errors import BootError, UsageError
 
 
 class Mmu(enum.StrEnum):
-    """How KVM maps guest memory: two-dimensional paging, its older form, or shadow paging."""
+    """How KVM maps guest memory.
+
+    Two-dimensional paging, its older form, shadow paging, or the shadow of a guest's own nested
+    page tables, for a guest inside the guest. The last has sptes in both of KVM's MMUs at once.
+    """
 
     TDP = "tdp"
     TDP_LEGACY = "tdp-legacy"
     SHADOW = "shadow"
+    NESTED = "nested"
 
     @property
     def parameters(self) -> tuple[str, ...]:
@@ -25,7 +30,8 @@ class Mmu(enum.StrEnum):
         if self is Mmu.SHADOW:
             return ("kvm_amd.npt=0", "kvm_intel.ept=0")
         legacy = "0" if self is Mmu.TDP_LEGACY else "1"
-        return ("kvm_amd.npt=1", "kvm_intel.ept=1", f"kvm.tdp_mmu={legacy}")
+        nested = ("kvm_amd.nested=1", "kvm_intel.nested=1") if self is Mmu.NESTED else ()
+        return ("kvm_amd.npt=1", "kvm_intel.ept=1", f"kvm.tdp_mmu={legacy}", *nested)
 
     def check(self, seen: Mapping[str, str]) -> None:
         """Raise BootError unless the parameters read back from the host say this mode.

@@ -20,6 +20,7 @@ from harness.guest.observation import Residency, Visit
 from harness.guest.probe import ProbeGuest
 from harness.guest.process import ProbeProcess
 from harness.machine.host import Host
+from harness.machine.mmu import Mmu
 from harness.oracle import notifier
 from harness.oracle.answers import SHOWN, Answers
 from harness.oracle.outside import (
@@ -78,10 +79,7 @@ class Evidence(Answers):
         self._from_outside(guest, REFERENCES, TRANSLATIONS)
 
     def frames(self, guest: Owned, first: int = 0, pages: int | None = None) -> tuple[int, ...]:
-        """The frames that back a range of the memory now, for frames_returned() later.
-
-        Empty when memory cannot be read from outside.
-        """
+        """The frames of a range of the memory now; none when it cannot be read from outside."""
         try:
             with self._host.paused():
                 primary = primary_of(self._host.debugger(), guest)
@@ -127,7 +125,7 @@ class Evidence(Answers):
         VMA, a migrated page).
         """
         count = guest.pages - first if pages is None else pages
-        others = control_pages(guest.pages)
+        others = control_pages(guest.pages, deeper=self._host.facts.mmu is Mmu.NESTED)
         if count <= others:
             return
         try:

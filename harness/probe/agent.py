@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from harness.probe import pmem, user, vmm
+from harness.probe import nested, pmem, user, vmm
 from harness.probe.backing import ADVICE, BACKINGS
 from harness.probe.device import Device
 from harness.probe.keeper import keep_a_vm
@@ -61,10 +61,12 @@ class Guest:
             ours.close()
             try:
                 file = str(path or "")
-                if kind == "vmm":
-                    vmm.run_vmm(theirs, str(cgroup), pages, vcpus, payload, backing, file)
-                else:
+                if kind == "user":
                     user.run_user(theirs, str(cgroup), pages, backing, file)
+                else:
+                    vmm.run_vmm(
+                        theirs, str(cgroup), pages, vcpus, payload, backing, file, kind == "nested"
+                    )
             except BaseException as error:
                 # Whatever it is, it must not return into the agent's loop.
                 theirs.sendall(json.dumps({"failed": f"{type(error).__name__}: {error}"}).encode())
@@ -223,8 +225,12 @@ class Agent:
     ) -> dict[str, Any]:
         """Start a guest in a memory cgroup of its own and return where it is.
 
-        ``kind`` is ``vmm``, or ``user`` for a process with secondary MMUs that are not KVM.
+        ``kind`` is ``vmm``, ``nested`` for one whose vcpus run a guest inside the guest, or
+        ``user`` for a process with secondary MMUs that are not KVM. Raises OSError with ENOTSUP
+        where KVM has no nested guests of the kind that the probe knows.
         """
+        if kind == "nested":
+            nested.require()
         path = None
         if BACKINGS[backing].file in ("disk", "dax"):
             directory = _FILES if BACKINGS[backing].file == "disk" else pmem.directory()

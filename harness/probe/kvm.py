@@ -130,8 +130,8 @@ class Run(ctypes.Structure):
         ("flags", ctypes.c_uint16),
         ("cr8", ctypes.c_uint64),
         ("apic_base", ctypes.c_uint64),
-        # Of the union only the first words are read: for KVM_EXIT_MMIO word 0 is phys_addr, for
-        # KVM_EXIT_MEMORY_FAULT word 1 is the gpa.
+        # Of the union only the first words are read: for KVM_EXIT_IO bits 16 to 31 of word 0 are
+        # the port, for KVM_EXIT_MMIO it is phys_addr, for KVM_EXIT_MEMORY_FAULT word 1 the gpa.
         ("exit", ctypes.c_uint64 * 4),
     )
 
@@ -196,6 +196,13 @@ def supported_cpuid(kvm_fd: int) -> ctypes.Array[ctypes.c_char]:
     struct.pack_into("<I", buffer, 0, _MOST_CPUID_ENTRIES)
     ioctl(kvm_fd, GET_SUPPORTED_CPUID, ctypes.addressof(buffer))
     return buffer
+
+
+def functions(cpuid: ctypes.Array[ctypes.c_char]) -> dict[int, tuple[int, int, int, int]]:
+    """What struct kvm_cpuid2 offers: eax, ebx, ecx and edx of each function, the last subleaf."""
+    (count,) = struct.unpack_from("<I", cpuid, 0)
+    entries = (struct.unpack_from("<7I", cpuid, 8 + 40 * index) for index in range(count))
+    return {function: (a, b, c, d) for function, _, _, a, b, c, d in entries}
 
 
 class Statistics:

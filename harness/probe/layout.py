@@ -19,8 +19,13 @@ MAPPED_GIB = 4
 """How much of guest-physical memory the guest's own identity mapping reaches."""
 
 CODE_GPA = 0x8000
+NESTED_ENTRY_GPA = 0xF000
 MAILBOX_GPA = 0x10000
 STACK_TOP_GPA = 0x20000
+NESTED_TABLES_GPA = 0x30000
+VMCB_GPA = 0x40000
+HOST_SAVE_GPA = 0x50000
+PERMISSIONS_GPA = 0x60000
 LIST_GPA = 0x100000
 LEDGER_GPA = 0x200000
 LIST_BYTES = 0x80000
@@ -38,6 +43,7 @@ HVA_FIRST, HVA_LAST, HVA_STEP = 17 << 40, 32 << 40, 1 << 30
 whose addresses round up to the same power of two, 2**45."""
 
 DONE_PORT = 0xD0
+LEFT_PORT = 0xD1
 FIRST_PATTERN_WORD = 2
 
 OP_FILL = 1
@@ -52,11 +58,17 @@ _WORD_MASK = (1 << 64) - 1
 _FEW_PAGES = 16
 """Page tables, code, mailboxes and stacks."""
 
+_HYPERVISORS_PAGES = 8
+"""What a vcpu touches before it enters the guest inside the guest: page tables and code."""
 
-def control_pages(pages: int) -> int:
-    """How many pages of the control memslot a payload touches at most, for so much memory."""
+
+def control_pages(pages: int, *, deeper: bool = False) -> int:
+    """How many pages of the control memslot a payload touches at most, for so much memory.
+
+    One that runs ``deeper``, in a guest inside the guest, has its hypervisor's besides.
+    """
     table = -(-pages * 8 // PAGE_BYTES)
-    return _FEW_PAGES + 2 * MOST_VCPUS * table
+    return _FEW_PAGES + 2 * MOST_VCPUS * table + (_HYPERVISORS_PAGES if deeper else 0)
 
 
 class Mailbox(ctypes.Structure):

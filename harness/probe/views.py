@@ -72,7 +72,7 @@ def management_mode(machine: VirtualMachine, memory: Memory) -> Opened:
 
 def second_vm(machine: VirtualMachine, memory: Memory) -> Opened:
     """Another VM of the same VMM shows the memory to a vcpu of its own."""
-    other = VirtualMachine(1, machine.payload)
+    other = VirtualMachine(1, machine.payload, deeper=machine.deeper)
     other.set_slot(MEMORY_SLOT, layout.MEMORY_GPA, memory.hva, memory.pages * layout.PAGE_BYTES)
     return View(other.fd), [(other, vcpu) for vcpu in other.vcpus]
 

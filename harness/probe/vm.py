@@ -15,7 +15,7 @@ import threading
 import time
 from typing import Any
 
-from harness.probe import kvm, layout
+from harness.probe import kvm, layout, nested
 from harness.probe.backing import keep_small, map_anonymous
 
 _TSS_GPA = 0xFFFBD000
@@ -24,6 +24,7 @@ _DATA_SEGMENT = {"type": 3, "present": 1, "s": 1, "db": 1, "g": 1, "limit": 0xFF
 _CR0 = 0x80050033  # PG AM WP NE ET MP PE
 _CR4_PAE = 0x20
 _EFER = 0x500  # LME LMA
+_KERNEL_PAGE, _USER_PAGE = 0x3, 0x7  # present, writable, and for users
 _CONTROL_SLOT = 0
 MEMORY_SLOT = 1
 ALIAS_SLOT = 2
@@ -34,10 +35,14 @@ _MANNERS = frozenset({"patient", "homeless"})
 
 
 class VirtualMachine:
-    """A VM with a control memslot of its own; the memory under test is put in by set_slot."""
+    """A VM with a control memslot of its own; the memory under test is put in by set_slot.
 
-    def __init__(self, vcpus: int, payload: bytes) -> None:
+    With ``deeper`` its vcpus run the payload in a guest inside the guest; see nested.require().
+    """
+
+    def __init__(self, vcpus: int, payload: bytes, *, deeper: bool = False) -> None:
         self.payload = payload
+        self.deeper = deeper
         if not 1 <= vcpus <= layout.MOST_VCPUS:
             raise ValueError(f"a probe guest has 1 to {layout.MOST_VCPUS} vcpus, not {vcpus}")
         self.kvm_fd = os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)
@@ -45,7 +50,10 @@ class VirtualMachine:
         kvm.ioctl_number(self.fd, kvm.SET_TSS_ADDR, _TSS_GPA)
         self.control = map_anonymous(layout.CONTROL_BYTES)
         keep_small(self.control, layout.CONTROL_BYTES)
-        self._identity_map()
+        self._identity_map(layout.PAGE_TABLES_GPA, _KERNEL_PAGE)
+        if deeper:
+            # The processor walks nested page tables with the rights of a user.
+            self._identity_map(layout.NESTED_TABLES_GPA, _USER_PAGE)
         ctypes.memmove(self.control + layout.CODE_GPA, payload, len(payload))
         self.show_control()
         self.statistics = kvm.Statistics.of(self.fd)
@@ -74,10 +82,8 @@ class VirtualMachine:
         address = self.control + layout.LIST_GPA + vcpu * layout.LIST_BYTES
         return (ctypes.c_uint64 * count).from_address(address)[:]
 
-    def _identity_map(self) -> None:
-        """Write the guest's own page tables: identity, writable, 2 MiB pages."""
-        tables = layout.PAGE_TABLES_GPA
-        flags = 0x3
+    def _identity_map(self, tables: int, flags: int) -> None:
+        """Write page tables of the guest's own: identity, 2 MiB pages."""
         pdpt = tables + layout.PAGE_BYTES
 
         def entry(table: int, index: int, value: int) -> None:
@@ -110,8 +116,11 @@ class Vcpu:
         # From v6.12 on KVM_SET_SREGS refuses long mode unless the vcpu's CPUID offers it.
         cpuid = kvm.supported_cpuid(machine.kvm_fd)
         kvm.ioctl(self.fd, kvm.SET_CPUID2, ctypes.addressof(cpuid))
-        self._set_sregs()
-        self._restart()
+        sregs = self._set_sregs(machine.deeper)
+        if machine.deeper:
+            self._begin_deeper(machine, sregs)
+        else:
+            self._restart()
         self._orders: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._reports: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._kicked = False
@@ -146,8 +155,7 @@ class Vcpu:
 
     def want_clock(self, gpa: int) -> None:
         """Ask KVM to keep the time at a gpa, as a guest does by writing an MSR."""
-        msrs = kvm.Msrs(nmsrs=1, index=kvm.SYSTEM_TIME, data=gpa | 1)
-        kvm.ioctl(self.fd, kvm.SET_MSRS, ctypes.addressof(msrs))
+        self._set_msr(kvm.SYSTEM_TIME, gpa | 1)
 
     def progress(self) -> dict[str, int]:
         """The mailbox as it stands, and the refusals so far; may be asked at any time."""
@@ -206,6 +214,9 @@ class Vcpu:
             return self._refused("EFAULT", patient)
         reason = self._run.exit_reason
         if reason == kvm.EXIT_IO:
+            port = self._run.exit[0] >> 16 & 0xFFFF
+            if port == layout.LEFT_PORT:
+                return {"end": "crashed", "how": "its hypervisor got it back"}
             return {"end": "done"}
         if reason == kvm.EXIT_MMIO and not homeless:
             # Which an access that KVM had to emulate ends in, instead of EFAULT. It may not be
@@ -235,16 +246,33 @@ class Vcpu:
         self._restart()
 
     def _restart(self) -> None:
-        """Put the vcpu at the payload's entry with its number in rdi."""
-        regs = kvm.Regs(
-            rip=layout.CODE_GPA,
-            rsp=layout.STACK_TOP_GPA + (self.index + 1) * layout.PAGE_BYTES - 8,
-            rdi=self.index,
-            rflags=2,
-        )
+        """Put the vcpu at the payload's entry with its number in rdi, however deep it is."""
+        self._set_regs(layout.CODE_GPA)
+
+    def _begin_deeper(self, machine: VirtualMachine, sregs: kvm.Sregs) -> None:
+        """Put the vcpu before the VMRUN that enters the payload, and lay out what that needs."""
+        own = self.index * layout.PAGE_BYTES
+        block = nested.control_block(sregs, self._stack)
+        ctypes.memmove(machine.control + layout.VMCB_GPA + own, block, len(block))
+        self._set_msr(nested.HOST_SAVE_ADDRESS, layout.HOST_SAVE_GPA + own)
+        self._set_regs(layout.NESTED_ENTRY_GPA, layout.VMCB_GPA + own)
+
+    @property
+    def _stack(self) -> int:
+        return layout.STACK_TOP_GPA + (self.index + 1) * layout.PAGE_BYTES - 8
+
+    def _set_regs(self, rip: int, rax: int = 0) -> None:
+        regs = kvm.Regs(rip=rip, rsp=self._stack, rdi=self.index, rax=rax, rflags=2)
         kvm.ioctl(self.fd, kvm.SET_REGS, ctypes.addressof(regs))
 
-    def _set_sregs(self) -> None:
+    def _set_msr(self, index: int, data: int) -> None:
+        """Set an MSR; raises OSError with EINVAL for one that KVM does not know."""
+        msrs = kvm.Msrs(nmsrs=1, index=index, data=data)
+        # It returns how many it set.
+        if kvm.ioctl(self.fd, kvm.SET_MSRS, ctypes.addressof(msrs)) != 1:
+            raise OSError(errno.EINVAL, f"KVM does not take MSR {index:#x}")
+
+    def _set_sregs(self, deeper: bool) -> kvm.Sregs:
         sregs = kvm.Sregs()
         kvm.ioctl(self.fd, kvm.GET_SREGS, ctypes.addressof(sregs))
         for name, values in (
@@ -258,5 +286,6 @@ class Vcpu:
         sregs.cr0 = _CR0
         sregs.cr3 = layout.PAGE_TABLES_GPA
         sregs.cr4 = _CR4_PAE
-        sregs.efer = _EFER
+        sregs.efer = _EFER | (nested.EFER_SVME if deeper else 0)
         kvm.ioctl(self.fd, kvm.SET_SREGS, ctypes.addressof(sregs))
+        return sregs

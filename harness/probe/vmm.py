@@ -39,6 +39,7 @@ def run_vmm(
     payload: bytes,
     backing: str = "anon",
     path: str = "",
+    deeper: bool = False,
 ) -> None:
     """Be a VMM: build the machine, enter the cgroup, map the memory, serve, and never return.
 
@@ -47,7 +48,7 @@ def run_vmm(
     """
     signal.signal(signal.SIGUSR1, lambda *_: None)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    machine = VirtualMachine(vcpus, payload)
+    machine = VirtualMachine(vcpus, payload, deeper=deeper)
     (Path(cgroup) / "cgroup.procs").write_text(str(os.getpid()))
     memory = Memory(pages, backing, path)
     machine.set_slot(MEMORY_SLOT, layout.MEMORY_GPA, memory.hva, pages * layout.PAGE_BYTES)

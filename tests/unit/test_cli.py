@@ -93,12 +93,12 @@ def checked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str | None, list[str]
         (["build", "--jobs", "0"], "0 is not in the range"),
         (["build", "unexpected"], "unexpected extra argument"),
         (["doctor", "unexpected"], "unexpected extra argument"),
-        (["boot", "--mmu", "ept"], "choose one of tdp, tdp-legacy, shadow"),
+        (["boot", "--mmu", "ept"], "choose one of tdp, tdp-legacy, shadow, nested"),
         (["boot", "--accel", "hvf"], "choose one of auto, kvm, tcg"),
         (["build", "--kernel", "deb:nothing"], "deb:linux-source-V"),
         (["build", "--control", "nope"], "There is no control 'nope'; choose one of"),
         (["controls", "nope"], "There is no control 'nope'; choose one of"),
-        (["controls", "--mmu", "ept"], "choose one of tdp, tdp-legacy, shadow"),
+        (["controls", "--mmu", "ept"], "choose one of tdp, tdp-legacy, shadow, nested"),
         (["controls", "--kernel", "deb:linux-image-6.1"], "is built already"),
         (["compare", "--kernel", "deb:linux-image-6.1"], "is built already"),
         (["cross", "--kernel", "deb:linux-image-6.1"], "is built already"),
@@ -728,7 +728,10 @@ def process(*words: str, directory: Path) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--mmu", "ept"], "There is no MMU mode 'ept'; choose one of tdp, tdp-legacy, shadow."),
+        (
+            ["--mmu", "ept"],
+            "There is no MMU mode 'ept'; choose one of tdp, tdp-legacy, shadow, nested.",
+        ),
         (["-k", "and and", "tests/kvm/test_exit.py"], "and and"),
     ],
 )
@@ -819,7 +822,7 @@ def test_a_bisection_without_an_answer_is_no_success(
         (["--good", "nope"], 'There is no commit "nope"'),
         (["--source", "/nonexistent"], "There is no directory /nonexistent"),
         (["--error", "0"], "The error bound is a probability"),
-        (["--mmu", "ept"], "choose one of tdp, tdp-legacy, shadow"),
+        (["--mmu", "ept"], "choose one of tdp, tdp-legacy, shadow, nested"),
     ],
 )
 def test_a_bisection_of_nothing_is_bad_usage(

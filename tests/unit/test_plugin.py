@@ -282,7 +282,7 @@ def test_a_module_that_is_not_to_be_had_costs_its_own_tests_and_no_host(
 @pytest.mark.parametrize(
     ("word", "said"),
     [
-        ("--mmu=ept", "There is no MMU mode 'ept'; choose one of tdp, tdp-legacy, shadow."),
+        ("--mmu=ept", "There is no MMU mode 'ept'; choose one of tdp, tdp-legacy, shadow, nested."),
         ("--patch=-", "Standard input is pytest's own; use mmu-harness check --patch -."),
         ("--accel=hvf", "There is no accelerator 'hvf'; choose one of auto, kvm, tcg."),
         ("--control=x", "There is no control 'x'; choose one of"),

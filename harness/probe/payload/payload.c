@@ -6,6 +6,9 @@
  */
 #include "payload.h"
 
+#define TEXT(number) #number
+#define PORT(name) TEXT(name)
+
 static inline volatile u64 *word_of(const struct mailbox *box, u64 index, u64 word)
 {
 	return (volatile u64 *)(box->gpa + index * PAGE_BYTES) + word;
@@ -120,6 +123,17 @@ static void perform(struct mailbox *box, u64 *list)
 		break;
 	}
 }
+
+/*
+ * A vcpu that is to run the loop one level deeper starts here, with the address of its VMCB in rax
+ * and its number in rdi, which the guest inside the guest finds there, too. Nothing of that is
+ * intercepted but VMRUN, so it is never left again: its exits go to KVM.
+ */
+__asm__(".pushsection .text.nested, \"ax\"\n"
+	"vmrun %rax\n"
+	"outb %al, $" PORT(LEFT_PORT) "\n"
+	"hlt\n"
+	".popsection\n");
 
 /* The VMM starts each vcpu here, in 64-bit mode on an identity mapping, with its number in rdi. */
 __attribute__((section(".text.entry"), noreturn)) void entry(u64 vcpu)

@@ -14,13 +14,19 @@ typedef unsigned long u64;
 
 /* Guest-physical addresses inside the control memslot, which no scenario ever touches. */
 #define CODE_GPA 0x8000UL
+#define NESTED_ENTRY_GPA 0xf000UL	/* where a vcpu begins that is to run a guest of its own */
 #define MAILBOX_GPA 0x10000UL	/* one page a vcpu */
 #define STACK_TOP_GPA 0x20000UL /* one page a vcpu, growing down from here + (vcpu + 1) pages */
+#define NESTED_TABLES_GPA 0x30000UL	/* of a guest inside the guest: its nested page tables, */
+#define VMCB_GPA 0x40000UL	/* a control block and */
+#define HOST_SAVE_GPA 0x50000UL /* a host save area, a page a vcpu each, and */
+#define PERMISSIONS_GPA 0x60000UL /* what it may do by itself: two bitmaps of zeros */
 #define LIST_GPA 0x100000UL	/* u64 a page: the answers of READ; LIST_BYTES a vcpu */
 #define LEDGER_GPA 0x200000UL	/* u64 a page: what HAMMER last wrote; LIST_BYTES a vcpu */
 #define LIST_BYTES 0x80000UL	/* so 65,536 pages at the most */
 
 #define DONE_PORT 0xd0
+#define LEFT_PORT 0xd1 /* the guest inside the guest was left, which nothing asks for */
 
 enum op {
 	OP_NONE = 0,

@@ -12,6 +12,7 @@ from typing import Any
 
 from harness.deadline import Deadline
 from harness.guest.session import Session
+from harness.machine.mmu import Mmu
 
 Request = dict[str, Any]
 Agent = Callable[[Request], Any]
@@ -69,7 +70,7 @@ class FakeHost:
     """As much of a host as sessions need."""
 
     def __init__(self, channel: FakeChannel, pace: float = 1.0, nonce: str = "n0nce") -> None:
-        self.facts: Any = SimpleNamespace(pace=pace)
+        self.facts: Any = SimpleNamespace(pace=pace, mmu=Mmu.TDP)
         self.nonce = nonce
         self.log: Any = None
         self.directory = Path()

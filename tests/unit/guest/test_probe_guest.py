@@ -18,6 +18,7 @@ from harness.guest import hammer
 from harness.guest.observation import View, Visit, unpack
 from harness.guest.probe import ProbeGuest, probe_guest
 from harness.guest.session import GuestLost, Session
+from harness.machine.mmu import Mmu
 from harness.probe import layout
 from harness.probe.backing import BACKINGS
 from harness.probe.memory import pack
@@ -997,6 +998,28 @@ def test_a_guest_that_does_not_start_is_an_error_of_ours_and_is_closed(
     with pytest.raises(ProbeError, match="could not start a probe guest"), probe_guest(session):
         pytest.fail("there is no guest")
     assert agent.of("close")
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind"), [(Mmu.TDP, "vmm"), (Mmu.SHADOW, "vmm"), (Mmu.NESTED, "nested")]
+)
+def test_the_mode_says_how_deep_a_guest_runs(agent: Scripted, mode: Mmu, kind: str) -> None:
+    session = created(agent)
+    session.host.facts.mmu = mode  # type: ignore[misc]
+    with probe_guest(session):
+        assert agent.of("create")[0]["kind"] == kind
+
+
+def test_a_host_without_nested_guests_is_a_missing_capability(agent: Scripted) -> None:
+    session = created(agent)
+    session.host.facts.mmu = Mmu.NESTED  # type: ignore[misc]
+
+    def refuse(_: Request) -> None:
+        raise OSError(errno.ENOTSUP, "KVM offers its guests no SVM with nested paging")
+
+    agent.answers["create"] = refuse
+    with pytest.raises(OracleUnavailable, match="SVM with nested paging"), probe_guest(session):
+        pytest.fail("there is no guest")
 
 
 def test_a_violation_is_not_lost_when_the_guest_cannot_be_ended(agent: Scripted) -> None:

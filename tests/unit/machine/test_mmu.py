@@ -10,7 +10,7 @@ from harness.machine.mmu import Mmu, parse
 
 
 def test_unknown_mode_is_bad_usage_and_lists_the_modes() -> None:
-    with pytest.raises(UsageError, match=r"'npt'; choose one of tdp, tdp-legacy, shadow"):
+    with pytest.raises(UsageError, match=r"'npt'; choose one of tdp, tdp-legacy, shadow, nested"):
         parse("npt")
     assert parse("tdp-legacy") is Mmu.TDP_LEGACY
 
@@ -23,6 +23,7 @@ def test_unknown_mode_is_bad_usage_and_lists_the_modes() -> None:
         (Mmu.TDP, {"kvm_amd.npt": "1"}),  # a kernel without the newer MMU
         (Mmu.TDP_LEGACY, {"kvm_amd.npt": "Y", "kvm.tdp_mmu": "N"}),
         (Mmu.SHADOW, {"kvm_amd.npt": "0", "kvm.tdp_mmu": "Y"}),
+        (Mmu.NESTED, {"kvm_amd.npt": "Y", "kvm.tdp_mmu": "Y", "kvm_amd.nested": "1"}),
         (Mmu.SHADOW, {"kvm_intel.ept": "N"}),
     ],
 )
@@ -37,6 +38,7 @@ def test_mode_that_was_taken(mode: Mmu, seen: dict[str, str]) -> None:
         (Mmu.TDP, {"kvm_amd.npt": "Y", "kvm.tdp_mmu": "N"}, "kvm.tdp_mmu"),
         (Mmu.TDP_LEGACY, {"kvm_amd.npt": "Y", "kvm.tdp_mmu": "Y"}, "kvm.tdp_mmu"),
         (Mmu.SHADOW, {"kvm_amd.npt": "1"}, "kvm_amd.npt"),
+        (Mmu.NESTED, {"kvm_amd.npt": "Y", "kvm_amd.nested": "0"}, "kvm_amd.nested"),
         (Mmu.SHADOW, {"kvm_intel.ept": "Y"}, "kvm_intel.ept"),
     ],
 )

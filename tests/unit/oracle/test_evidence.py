@@ -16,6 +16,7 @@ import pytest
 
 from harness.errors import HostLostError, KernelSplat, OracleUnavailable, ProbeError, Violation
 from harness.guest.observation import Residency, View, Visit
+from harness.machine.mmu import Mmu
 from harness.oracle import evidence as module
 from harness.oracle import outside
 from harness.oracle.evidence import Evidence
@@ -48,7 +49,7 @@ class FakeHost:
     """A host whose memory can be looked at while it stands still."""
 
     def __init__(self) -> None:
-        self.facts: Any = SimpleNamespace(pace=1.0)
+        self.facts: Any = SimpleNamespace(pace=1.0, mmu=Mmu.TDP)
         self.nonce = "n0nce"
         self.log: Any = None
         self.directory = Path()

@@ -294,7 +294,7 @@ def make(tmp_path: Path, files: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     }
 
     def run_vmm(connection: socket.socket, *arguments: object) -> None:
-        *_, backing, path = arguments
+        *_, backing, path, _ = arguments
         if path:
             Path(str(path)).touch()
         handlers["arguments"] = lambda: [backing, path]

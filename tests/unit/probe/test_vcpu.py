@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import mmap
@@ -34,6 +35,9 @@ class FakeKvm:
         self.runs = 0
         self.registers: list[kvm.Regs] = []
         self.segments: list[kvm.Sregs] = []
+        self.msrs: list[kvm.Msrs] = []
+        self.taken = 1
+        self.port = layout.DONE_PORT
         self.fd = os.memfd_create("vcpu")
         os.ftruncate(self.fd, AREA_BYTES)
         self._area = mmap.mmap(self.fd, AREA_BYTES)
@@ -52,6 +56,7 @@ class FakeKvm:
         if end < 0:
             raise OSError(-end, os.strerror(-end))
         self.run.exit_reason = end
+        self.run.exit[0] = self.port << 16
         return 0
 
     def ioctl(self, fd: int, request: int, argument: Any = None) -> int:
@@ -60,6 +65,10 @@ class FakeKvm:
         if request == kvm.SET_SREGS:
             size = ctypes.sizeof(kvm.Sregs)
             self.segments.append(kvm.Sregs.from_buffer_copy(ctypes.string_at(argument, size)))
+        if request == kvm.SET_MSRS:
+            size = ctypes.sizeof(kvm.Msrs)
+            self.msrs.append(kvm.Msrs.from_buffer_copy(ctypes.string_at(argument, size)))
+            return self.taken
         return 0
 
 
@@ -76,14 +85,26 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeKvm]:
     signal.signal(signal.SIGUSR1, before)
 
 
+@contextlib.contextmanager
+def made(fake: FakeKvm, *, deeper: bool) -> Iterator[tuple[vm.Vcpu, Any]]:
+    """The second vcpu of a machine, and the control memslot that its mailbox lives in."""
+    control = ctypes.create_string_buffer(layout.CONTROL_BYTES)
+    address = ctypes.addressof(control)
+    machine = SimpleNamespace(fd=-1, kvm_fd=-1, control=address, deeper=deeper)
+    yield vm.Vcpu(machine, 1), control  # type: ignore[arg-type]
+    fake.ends = [EXIT_IO]
+
+
 @pytest.fixture
 def vcpu(fake: FakeKvm) -> Iterator[vm.Vcpu]:
-    control = ctypes.create_string_buffer(layout.CONTROL_BYTES)
-    machine = SimpleNamespace(fd=-1, kvm_fd=-1, control=ctypes.addressof(control))
-    vcpu = vm.Vcpu(machine, 1)  # type: ignore[arg-type]
-    yield vcpu
-    fake.ends = [EXIT_IO]
-    assert control is not None, "the vcpu's mailbox lives in it"
+    with made(fake, deeper=False) as (vcpu, _):
+        yield vcpu
+
+
+@pytest.fixture
+def deeper(fake: FakeKvm) -> Iterator[tuple[vm.Vcpu, Any]]:
+    with made(fake, deeper=True) as both:
+        yield both
 
 
 def done(vcpu: vm.Vcpu, **orders: int) -> dict[str, Any]:
@@ -111,6 +132,58 @@ def test_a_vcpu_begins_in_long_mode_on_the_tables_of_the_control_slot(
     assert sregs.cr4 & 1 << 5, "PAE"
     assert sregs.efer & (1 << 8 | 1 << 10) == 1 << 8 | 1 << 10, "long mode, enabled and active"
     assert (sregs.cs.l, sregs.cs.db, sregs.cs.present) == (1, 0, 1)
+
+
+def test_a_deeper_vcpu_begins_at_a_vmrun_with_its_control_block(
+    deeper: tuple[vm.Vcpu, Any], fake: FakeKvm
+) -> None:
+    (registers,) = fake.registers
+    assert registers.rip == layout.NESTED_ENTRY_GPA
+    assert registers.rax == layout.VMCB_GPA + layout.PAGE_BYTES
+    assert registers.rdi == 1, "the guest inside the guest finds its number there"
+    (msr,) = fake.msrs
+    assert (msr.index, msr.data) == (0xC0010117, layout.HOST_SAVE_GPA + layout.PAGE_BYTES)
+    (sregs,) = fake.segments
+    assert sregs.efer & 1 << 12, "without SVME there is no VMRUN"
+
+
+def test_the_control_block_of_a_deeper_vcpu_enters_the_payload(
+    deeper: tuple[vm.Vcpu, Any],
+) -> None:
+    _, control = deeper
+    block = control[layout.VMCB_GPA + layout.PAGE_BYTES : layout.VMCB_GPA + 2 * layout.PAGE_BYTES]
+
+    def quad(offset: int) -> int:
+        return int.from_bytes(block[offset : offset + 8], "little")
+
+    assert quad(0x0B0) == layout.NESTED_TABLES_GPA
+    assert quad(0x578) == layout.CODE_GPA
+    assert quad(0x5D8) == layout.STACK_TOP_GPA + 2 * layout.PAGE_BYTES - 8
+    assert quad(0x550) == layout.PAGE_TABLES_GPA
+    assert quad(0x4D0) == 0x1500, "long mode, and SVME as VMRUN demands"
+    assert block[0x410:0x414] == bytes.fromhex("08009b0a"), "a code segment of 64 bits"
+
+
+def test_a_deeper_vcpu_that_starts_over_does_so_inside(
+    deeper: tuple[vm.Vcpu, Any], fake: FakeKvm
+) -> None:
+    fake.ends = [-errno.EFAULT, EXIT_IO]
+    assert done(deeper[0])["end"] == "refused"
+    assert fake.registers[-1].rip == layout.CODE_GPA
+
+
+def test_a_hypervisor_that_gets_its_guest_back_is_a_crash(
+    deeper: tuple[vm.Vcpu, Any], fake: FakeKvm
+) -> None:
+    fake.port = layout.LEFT_PORT
+    report = done(deeper[0])
+    assert (report["end"], report["how"]) == ("crashed", "its hypervisor got it back")
+
+
+def test_an_msr_that_kvm_does_not_take_is_an_error(vcpu: vm.Vcpu, fake: FakeKvm) -> None:
+    fake.taken = 0
+    with pytest.raises(OSError, match="MSR 0x4b564d01"):
+        vcpu.want_clock(0)
 
 
 def test_the_exit_at_the_end_of_an_operation_is_its_end(vcpu: vm.Vcpu) -> None:
