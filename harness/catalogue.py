@@ -364,6 +364,10 @@ CATALOGUE = (
     Entry("registration-error-leak", "a registration that was interrupted leaves nothing",
           "the mission: mmu_notifier_register may fail with EINTR",
           sees=("test_attached signal_interrupts tlb",)),
+    Entry("sptes-survive-in-nested-mode", "what a guest's own guest uses goes, too",
+          "0cb2af2ea66a: a bug of shadow paging alone",
+          sees=(f"{_UNMAP} nested",), blind=(f"{_UNMAP} tdp", f"{_PROTECT} tdp", f"{_FORK} tdp"),
+          modes=("tdp", "nested")),
 )  # fmt: skip
 """Every control, in the order of the patch series."""
 

@@ -115,7 +115,7 @@ def test_an_entry_says_what_it_breaks_and_who_sees_it(item: Entry) -> None:
 @by_name
 def test_each_scenario_is_in_the_suite_once(item: Entry, suite: list[str]) -> None:
     for scenario in (*item.sees, *item.also, *item.blind):
-        named = [mode for mode in ("shadow", "tdp") if mode in scenario.split()]
+        named = [mode for mode in Mmu if mode in scenario.split()]
         modes = named or item.modes
         found = [id for id in suite if matches(scenario, id) and f"{modes[0]}-legacy" not in id]
         found = [id for id in found if any(mode in id.partition("[")[2] for mode in modes)]
