@@ -23,7 +23,14 @@ import pytest
 
 from harness import ci, display, distributed, items
 from harness.distributed import Role
-from harness.errors import ExitCode, HarnessError, Interrupted, UsageError, Violation
+from harness.errors import (
+    ExitCode,
+    HarnessError,
+    Interrupted,
+    OracleUnavailable,
+    UsageError,
+    Violation,
+)
 from harness.guest.probe import GuestFactory, ProbeGuest
 from harness.guest.probe import probe_guest as new_guest
 from harness.guest.session import Session
@@ -353,6 +360,10 @@ class SuitePlugin:
     def linux_guests(self, session: Session, evidence: Evidence) -> Iterator[LinuxGuests]:
         """A place on the host for guests that are whole Linux systems under QEMU."""
         assert self._run is not None
+        if session.host.facts.mmu is mmu.Mmu.NESTED:
+            raise OracleUnavailable(
+                "A Linux guest runs no guest of its own; it is for other modes."
+            )
         with place_for_linux_guests(session, self._run.linux_image()) as guests:
             yield guests
 

@@ -34,6 +34,26 @@ def test_it_passes_in_the_other_modes_too(tmp_path: Path) -> None:
     assert {test["mmu"] for test in checked.results["tests"]} == {"shadow", "tdp-legacy"}
 
 
+DEEPER = """
+def test_a_vcpu_runs_a_guest_of_its_own(guest, evidence):
+    evidence.content(guest.fill(seed=1))
+    entered = guest.statistics()["0"]["nested_run"]
+    evidence.at_least("KVM's counters", "entries into a guest inside the guest", 1, entered)
+"""
+
+
+def test_it_passes_one_level_deeper_too(tmp_path: Path) -> None:
+    own = tmp_path / "test_own.py"
+    own.write_text(DEEPER)
+    checked = verdict_on_a_good_kernel(
+        tmp_path, "--mmu=nested", "-kanon-middle or guest_of_its_own", "tests/kvm", str(own)
+    )
+    assert checked.code == 0
+    assert checked.outcomes() == {"pass"}
+    assert len(checked.results["tests"]) >= 5
+    assert checked.oracles("not consulted") == set()
+
+
 def test_two_hosts_at_once_come_to_the_same_verdict(tmp_path: Path) -> None:
     checked = verdict_on_a_good_kernel(
         tmp_path, "--mmu=tdp", "--mmu=shadow", "--hosts=2", "-kanon-middle"

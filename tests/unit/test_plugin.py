@@ -794,10 +794,15 @@ def test_a_linux_guest_is_up_for_its_test_and_gone_after_it(
     ended = judge(
         "def test_a(linux_guest, evidence):\n"
         "    assert linux_guest == 'a guest'\n"
-        "    evidence.at_least('content', 'passes', 1, 2)\n"
+        "    evidence.at_least('content', 'passes', 1, 2)\n",
+        "--mmu=nested",
     )
     assert ended.code == ExitCode.PASS, ended.out
-    assert world.happened == ["boot tdp", "guest up", "guest gone", "end tdp"]
+    assert world.happened == [
+        "boot tdp", "guest up", "guest gone", "end tdp", "boot nested", "end nested"
+    ]  # fmt: skip
+    deeper = ended.results["tests"][1]
+    assert deeper["outcome"] == "skip", "it has no guest of its own"
 
 
 def test_the_verdict_is_shown_at_the_end(judge: Judge) -> None:
