@@ -368,6 +368,15 @@ CATALOGUE = (
           "0cb2af2ea66a: a bug of shadow paging alone",
           sees=(f"{_UNMAP} nested",), blind=(f"{_UNMAP} tdp", f"{_PROTECT} tdp", f"{_FORK} tdp"),
           modes=("tdp", "nested")),
+    Entry("driver-page-unreferenced", "a page that a driver maps is counted as any other is",
+          "f8be156be163, CVE-2021-22543",
+          sees=("test_window follows discard",), blind=(_UNMAP, _PROTECT, _EXIT),
+          also=("test_window follows reclaim", "test_window follows migrate",
+                "test_window follows fork")),
+    Entry("driver-page-held", "a page that a driver maps is not pinned because a guest uses it",
+          "KVM before acb66dd051d0 (v3.6)",
+          sees=("test_window follows discard",), blind=(_UNMAP, _PROTECT, _EXIT),
+          also=("test_window out_of_reach exit", "test_window out_of_reach unmap")),
 )  # fmt: skip
 """Every control, in the order of the patch series."""
 

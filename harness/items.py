@@ -20,8 +20,10 @@ MODE = "mmu_mode"
 REPETITION = "mmu_repetition"
 DEFAULT_BACKING = "anon"
 
-WITHOUT_KVM = "notifier_user"
-"""The fixture of tests that are the same in each MMU mode."""
+SECONDARY_MMUS = "notifier_user"
+"""The fixture of tests that need the module with secondary MMUs."""
+
+_WITH_KVM = "probe_guest"
 
 
 def parametrize(metafunc: pytest.Metafunc, modes: Sequence[Mmu], times: int) -> None:
@@ -31,7 +33,7 @@ def parametrize(metafunc: pytest.Metafunc, modes: Sequence[Mmu], times: int) -> 
     """
     if MODE not in metafunc.fixturenames:
         return
-    if WITHOUT_KVM in metafunc.fixturenames:
+    if SECONDARY_MMUS in metafunc.fixturenames and _WITH_KVM not in metafunc.fixturenames:
         modes = modes[:1]
     if times == 1:
         metafunc.parametrize(MODE, modes, ids=str, scope="session")

@@ -325,7 +325,7 @@ class SuitePlugin:
     def session(self, request: pytest.FixtureRequest, mmu_mode: mmu.Mmu) -> Iterator[Session]:
         """The agent on the host of this test."""
         assert self._run is not None
-        if items.WITHOUT_KVM in request.fixturenames:
+        if items.SECONDARY_MMUS in request.fixturenames:
             # What cannot be loaded needs no host.
             self._run.require_secondary_mmus()
         session = self._run.session(mmu_mode, items.repetition_of(request.node))

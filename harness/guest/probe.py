@@ -18,6 +18,7 @@ from harness.guest.hammer import REFERENCE_PAGES, VISIT_SECONDS, Hammer
 from harness.guest.memory import GuestMemory, lacking
 from harness.guest.observation import View, Visit
 from harness.guest.session import GuestLost, Session
+from harness.guest.user import HeldDevice
 from harness.machine.mmu import Mmu
 from harness.probe import layout
 from harness.probe.backing import BACKINGS
@@ -64,6 +65,13 @@ class ProbeGuest(GuestMemory):
             view = View(**self.ask("open_view", kind=kind))
         self.views = tuple(dict.fromkeys((*self.views, view)))
         return view
+
+    def show_window(self, held: HeldDevice, source: int) -> None:
+        """Have, in place of its memory, what a device shows of another process's memory.
+
+        That begins at the address ``source``. The guest must be younger than what holds the device.
+        """
+        self.ask("show_window", fd=held.fd, source=source)
 
     def keep_clock(self, page: int, vcpu: int = 0) -> None:
         """Have KVM keep the clock of a vcpu in a page of the memory."""

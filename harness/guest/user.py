@@ -151,8 +151,8 @@ class Device:
         """The agent has the device, too, while the context is open."""
         session = self._user.session
         fd = self.ask("device_fd")
-        session.ask("hold_device", name=self.name, user=self._user.name, fd=fd)
-        yield HeldDevice(session, self.name)
+        held = session.ask("hold_device", name=self.name, user=self._user.name, fd=fd)
+        yield HeldDevice(session, self.name, held)
         session.ask("drop_device", name=self.name)
 
     def _access(self, op: str, first: int, pages: int | None, **arguments: Any) -> Access:
@@ -164,9 +164,13 @@ class Device:
 
 
 class HeldDevice:
-    """A device that the agent has, whatever becomes of the user's process."""
+    """A device that the agent has, whatever becomes of the user's process.
 
-    def __init__(self, session: Session, name: str) -> None:
+    ``fd`` is its descriptor there, and in the VMM of each guest that is made meanwhile.
+    """
+
+    def __init__(self, session: Session, name: str, fd: int) -> None:
+        self.fd = fd
         self._session = session
         self._name = name
 

@@ -296,10 +296,14 @@ class Agent:
         statistics.close()
         os.close(fd)
 
-    def hold_device(self, name: str, user: str, fd: int) -> None:
-        """Have a secondary MMU of a user here, too, so that it can be asked when that cannot."""
+    def hold_device(self, name: str, user: str, fd: int) -> int:
+        """Have a secondary MMU of a user here, too, so that it can be asked when that cannot.
+
+        Its descriptor is returned, which the VMMs of guests that are made from now on have, too.
+        """
         with contextlib.closing(call_fd("pidfd_open", self._guests[user].pid, 0)) as process:
             self._devices[name] = Device(call("pidfd_getfd", process.fileno(), fd, 0))
+        return self._devices[name].fd
 
     def held_device(self, name: str, what: str) -> Any:
         """Ask it for its ``state`` or ``records``, or have it ``let_go``."""

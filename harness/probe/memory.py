@@ -28,6 +28,7 @@ from harness.probe.system import call, checked, libc
 PROTECTION = {"none": PROT_NONE, "read": PROT_READ, "readwrite": PROT_READ | PROT_WRITE}
 
 _MREMAP_MAYMOVE, _MREMAP_FIXED, _MREMAP_DONTUNMAP = 1, 2, 4
+_MAP_SHARED, _MAP_FIXED = 0x01, 0x10
 _MS_SYNC = 4
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2
 _PRESENT, _PFN_MASK = 1 << 63, (1 << 55) - 1
@@ -91,6 +92,12 @@ class Memory:
         address, size = self.span(first, pages)
         map_anonymous(size, address)
         keep_small(address, size)
+
+    def show_window(self, fd: int, source: int) -> None:
+        """Map what a device shows of another process's memory, from an address of that on."""
+        flags = _MAP_SHARED | _MAP_FIXED
+        size = self.pages * PAGE_BYTES
+        mapped(libc.mmap(self.hva, size, PROT_READ | PROT_WRITE, flags, fd, source))
 
     def move(self, first: int, pages: int, *, leaving: bool = False) -> int:
         """Call mremap(2) to move a range to a new address, which is returned.

@@ -83,6 +83,7 @@ class Vmm:
             "list": self.list_words,
             "statistics": self.statistics,
             "set_slot": self.set_slot,
+            "show_window": self._memory.show_window,
             "follow": self.follow,
             "open_view": self.open_view,
             "keep_clock": self.keep_clock,

@@ -201,6 +201,9 @@ def test_a(notifier_user, evidence):
 
 def test_b(evidence):
     evidence.at_least("reclaim", "pages", 1, 2)
+
+def test_c(notifier_user, probe_guest, evidence):
+    evidence.at_least("callbacks", "calls", 1, 2)
 """
 
 
@@ -240,9 +243,11 @@ def test_a_test_without_kvm_runs_once_and_the_module_is_made_once(
         ("test_a[shadow]", "shadow"),
         ("test_b[shadow]", "shadow"),
         ("test_b[tdp]", "tdp"),
-    ]
+        ("test_c[shadow]", "shadow"),
+        ("test_c[tdp]", "tdp"),
+    ], "the third has a guest, too, and so depends on the mode"
     assert len(secondary.made) == 1
-    assert secondary.loaded == [Mmu.SHADOW]
+    assert secondary.loaded == [Mmu.SHADOW, Mmu.SHADOW, Mmu.TDP]
 
 
 def test_a_run_with_kvm_alone_makes_no_module(judge: Judge, secondary: type[FakeSecondary]) -> None:

@@ -18,6 +18,7 @@ from harness.guest import hammer
 from harness.guest.observation import View, Visit, unpack
 from harness.guest.probe import ProbeGuest, probe_guest
 from harness.guest.session import GuestLost, Session
+from harness.guest.user import HeldDevice
 from harness.machine.mmu import Mmu
 from harness.probe import layout
 from harness.probe.backing import BACKINGS
@@ -960,6 +961,12 @@ def test_the_memory_controller_is_read_whole(agent: Scripted, guest: ProbeGuest)
 def test_statistics_are_those_of_the_vmm(agent: Scripted, guest: ProbeGuest) -> None:
     agent.answers["statistics"] = {"vm": {"pages_4k": 3}, "0": {"exits": 1}}
     assert guest.statistics()["vm"] == {"pages_4k": 3}
+
+
+def test_a_window_takes_the_place_of_the_memory(agent: Scripted, guest: ProbeGuest) -> None:
+    guest.show_window(HeldDevice(guest.session, "device1", 11), 0x1000)
+    (request,) = agent.of("show_window")
+    assert (request["fd"], request["source"]) == (11, 0x1000)
 
 
 # The life of a guest.

@@ -99,9 +99,10 @@ def test_callbacks_come_as_what_they_are() -> None:
 
 
 def test_a_device_that_is_held_is_asked_of_the_agent() -> None:
-    user, channel = user_with(device_fd=5, held_device={"starts": 1})
+    user, channel = user_with(device_fd=5, hold_device=11, held_device={"starts": 1})
     device = user.device()
     with device.held() as held:
+        assert held.fd == 11, "the descriptor that guests made from now on have"
         assert asked(channel, "hold_device") == {"name": device.name, "user": "user1", "fd": 5}
         assert held.state() == {"starts": 1}
         assert asked(channel, "held_device") == {"name": device.name, "what": "state"}

@@ -158,6 +158,19 @@ def test_fresh_memory_over_a_hole_and_over_a_mapping_is_zero() -> None:
     assert in_child(run) == ([9, 0, 0, 9], 0)
 
 
+def test_a_window_shows_what_a_device_has_from_an_address_on() -> None:
+    def run() -> tuple[list[int], int]:
+        ours = Memory(4)
+        fd = os.memfd_create("device")
+        os.ftruncate(fd, 8 * PAGE_BYTES)
+        os.pwrite(fd, (77).to_bytes(8, "little"), 3 * PAGE_BYTES)
+        ours.show_window(fd, 2 * PAGE_BYTES)
+        ours.poke(2, 1, 0, 88)
+        return ours.peek(0, 4, 0), int.from_bytes(os.pread(fd, 8, 4 * PAGE_BYTES), "little")
+
+    assert in_child(run) == ([0, 77, 88, 0], 88)
+
+
 def test_no_large_page_comes_about_by_itself() -> None:
     def run() -> tuple[list[str], list[str]]:
         ours = Memory(1024)
