@@ -265,23 +265,26 @@ class GuestMemory(ProbeProcess):
 
         In small steps, and with a VMM that nobody may kill for it, because a disk that is slow is
         no reason to die. Returns how many pages are in memory when that went no further; the limit
-        is then lifted.
+        is then lifted. A private file's own pages, charged to the same cgroup, may all go first.
         """
         self.session.ask("write", path=f"/proc/{self.pid}/oom_score_adj", text="-1000")
         deadline = Deadline.after(60.0 * self.pace, "Lowering memory.max")
-        left, fruitless = self._in_memory(), 0
+        left, charged, fruitless = self._in_memory(), self._charged(), 0
         with self.session.setting("/proc/sys/vm/page-cluster", "0"):
             for _ in deadline.ticks(0.0, 0.02):
                 if left <= pages or fruitless == _SQUEEZE_FRUITLESS:
                     break
                 self.session.ask("drain_lru")
-                current = int(self.session.read(f"{self.cgroup}/memory.current"))
                 step = min(_SQUEEZE_STEP, left - pages) * layout.PAGE_BYTES
-                self.limit("memory.max", current - step)
+                self.limit("memory.max", charged - step)
                 before, left = left, self._in_memory()
-                fruitless = 0 if left < before else fruitless + 1
+                least, charged = charged, min(charged, self._charged())
+                fruitless = 0 if left < before or charged < least else fruitless + 1
         self.limit("memory.max", "max")
         return left
+
+    def _charged(self) -> int:
+        return int(self.session.read(f"{self.cgroup}/memory.current"))
 
     def _in_memory(self) -> int:
         residency = Residency.unpacked(

@@ -672,43 +672,54 @@ def test_a_kernel_without_uprobes_sets_no_breakpoint(agent: Scripted, guest: Pro
 
 
 class Squeezed(Scripted):
-    """A guest whose pages leave memory as its limit sinks, but for ``stuck`` of them."""
+    """A guest whose pages leave memory as its limit sinks, but for ``stuck`` of them.
 
-    def __init__(self, stuck: int = 0) -> None:
+    Pages of ``files`` that are charged to the same cgroup go before them.
+    """
+
+    def __init__(self, stuck: int = 0, files: int = 0) -> None:
         super().__init__()
         self.left = PAGES
         self.stuck = stuck
+        self.files = files
         self.limits: list[str] = []
         self.scores: list[str] = []
         self.answers.update(
             pagemap=lambda _: pack(np.full(PAGES, 0, np.uint64).tobytes()),
             mincore=lambda _: pack(bytes([1] * self.left + [0] * (PAGES - self.left))),
-            read=lambda request: {"memory.current": "1000000\n"}.get(
+            read=lambda request: {"memory.current": f"{self.charged}\n"}.get(
                 request["path"].rpartition("/")[2], "3\n"
             ),
             write=self.write,
         )
+
+    @property
+    def charged(self) -> int:
+        return 100000 + (self.left + self.files) * 4096
 
     def write(self, request: Request) -> None:
         path, text = request["path"], request["text"]
         if path.endswith("memory.max"):
             self.limits.append(text)
             if text != "max":
-                self.left = max(self.stuck, self.left - (1000000 - int(text)) // 4096)
+                wanted = (self.charged - int(text)) // 4096
+                from_files = min(wanted, self.files)
+                self.files -= from_files
+                self.left = max(self.stuck, self.left - wanted + from_files)
         elif path.endswith("oom_score_adj"):
             self.scores.append(text)
 
 
 @pytest.mark.usefixtures("clock")
-@pytest.mark.parametrize(("stuck", "left"), [(0, 2), (5, 5)])
-def test_a_limit_is_lowered_as_far_as_it_goes_and_lifted(stuck: int, left: int) -> None:
-    agent = Squeezed(stuck)
+@pytest.mark.parametrize(("stuck", "files", "left"), [(0, 0, 2), (5, 0, 5), (0, 200, 2)])
+def test_a_limit_is_lowered_as_far_as_it_goes_and_lifted(stuck: int, files: int, left: int) -> None:
+    agent = Squeezed(stuck, files)
     session, _ = session_with(agent)
     guest = ProbeGuest(session, "guest1", FACTS, "/sys/fs/cgroup/mmu-guest1")
     assert guest.squeeze(2) == left
     assert agent.scores == ["-1000"], "no disk is so slow that a VMM dies of it"
     assert agent.limits[-1] == "max"
-    assert all(int(limit) < 1000000 for limit in agent.limits[:-1])
+    assert all(int(limit) < 100000 + (PAGES + files) * 4096 for limit in agent.limits[:-1])
 
 
 # What others do.
