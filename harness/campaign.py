@@ -206,6 +206,7 @@ class Campaign:
             f"--kernel={self._plan.kernel}",
             f"--accel={self._plan.accelerator}",
             f"--results={directory}",
+            "--max-failures=0",
             *jobs,
             *words,
         ]

@@ -10,7 +10,7 @@ import click
 
 from harness.kernel.reference import FORMS
 from harness.machine import mmu
-from harness.workbench import DEFAULT_KERNEL
+from harness.workbench import DEFAULT_KERNEL, FAILED_ENOUGH
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -65,6 +65,9 @@ def suite_options(function: Callable[..., Any]) -> Callable[..., Any]:
                      help="How many run at once; default: as CPUs and memory allow, at most 4."),
         click.option("--strict", is_flag=True,
                      help="A test that this kernel cannot run makes the run end in 125."),
+        click.option("--max-failures", metavar="N", type=click.IntRange(0), default=FAILED_ENOUGH,
+                     show_default=True,
+                     help="End the run when so many tests failed; 0: ask all of them."),
         click.option("--repeat", metavar="N", type=click.IntRange(1),
                      help="Run all tests N times, each time on new hosts."),
         click.option("--until-fail", is_flag=True,

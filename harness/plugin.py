@@ -99,6 +99,7 @@ class SuitePlugin:
         self._stack = contextlib.ExitStack()
         self._janitor: Janitor | None = None
         self._run: Run | None = None
+        self._session: pytest.Session | None = None
         self._spread: Spread | None = None
         # Without pytest's own reporter, which is how check() runs, this plugin reports.
         blocked = config.pluginmanager.is_blocked("terminal")
@@ -122,6 +123,10 @@ class SuitePlugin:
     def run(self) -> Run | None:
         """The run, once it has begun."""
         return self._run
+
+    def pytest_sessionstart(self, session: pytest.Session) -> None:
+        """Remember what may have to be ended."""
+        self._session = session
 
     def pytest_report_header(self) -> list[str]:
         """Say which kernel is tested, and on what."""
@@ -250,9 +255,11 @@ class SuitePlugin:
         return report
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Pass on what pytest itself says of a test, from the process that ran it."""
+        """Pass on what pytest itself says of a test, and end a run that has failed enough."""
         if self._spread is not None:
             self._spread.reported(report)
+        if self._run is not None and self._session is not None and self._run.enough:
+            self._session.shouldfail = self._run.enough
 
     @pytest.hookimpl(wrapper=True)
     def pytest_sessionfinish(
@@ -279,6 +286,8 @@ class SuitePlugin:
     def _conclude(self, run: Run, session: pytest.Session, stopped: bool) -> None:
         if stopped:
             run.problem(Interrupted(self._signal or signal.SIGINT))
+        if run.enough:
+            run.progress.note(run.enough)
         session.exitstatus = int(run.finish().verdict.exit_code)
         self._stack.close()
         if self._speaks:

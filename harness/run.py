@@ -165,6 +165,14 @@ class Run:
         """Take in how a test ended on a worker's host, which that worker has seen to."""
         self._outcomes.append(outcome)
 
+    @property
+    def enough(self) -> str:
+        """Why no more tests are to be asked, because so many failed, or nothing."""
+        failed = sum(outcome.outcome is Outcome.FAIL for outcome in self._outcomes)
+        if not 0 < self._wish.max_failures <= failed:
+            return ""
+        return f"{failed} tests failed, so no more are asked; --max-failures 0 asks all of them."
+
     def take_hosts(self, hosts: Sequence[HostRun]) -> None:
         """Take in what the hosts of a worker left as evidence."""
         self._hosts += hosts

@@ -15,7 +15,7 @@ from harness.kernel import reference
 from harness.kernel.fragments import merged, project_fragments, read_fragments
 from harness.machine import accelerator, mmu
 from harness.result.text import one_line
-from harness.workbench import DEFAULT_KERNEL, DEFAULT_MODES, Wish
+from harness.workbench import DEFAULT_KERNEL, DEFAULT_MODES, FAILED_ENOUGH, Wish
 
 
 def add_options(parser: pytest.Parser) -> None:
@@ -41,6 +41,13 @@ def add_options(parser: pytest.Parser) -> None:
     group.addoption("--jobs", metavar="N", type=int, help="for make; default: number of CPUs")
     group.addoption("--coverage", action="store_true", help="which notifier sites are reached")
     group.addoption("--repeat", metavar="N", type=int, default=1, help="run all tests N times")
+    group.addoption(
+        "--max-failures",
+        metavar="N",
+        type=int,
+        default=FAILED_ENOUGH,
+        help="end a run when so many tests failed (%(default)s; 0: never)",
+    )
     group.addoption("--until-fail", action="store_true", help="repeat until one does not pass")
     group.addoption("--quick", action="store_true", help="only the first cell of each scenario")
     group.addoption("--same-hosts", action="store_true", help="repeat on hosts that are up already")
@@ -56,6 +63,8 @@ def wish_of(config: pytest.Config) -> Wish:
     for option in ("--hosts", "--jobs", "--repeat"):
         if given(option) is not None and given(option) < 1:
             raise UsageError(f"{option} takes a number from 1 on.")
+    if given("--max-failures") < 0:
+        raise UsageError("--max-failures takes a number from 0 on; with 0 no number ends the run.")
     for option in ("--until-fail", "--same-hosts"):
         if given(option) and given("--repeat") == 1:
             raise UsageError(f"{option} goes with --repeat N, which says how often at most.")
@@ -79,6 +88,7 @@ def wish_of(config: pytest.Config) -> Wish:
         until_fail=given("--until-fail"),
         same_hosts=given("--same-hosts"),
         quick=given("--quick"),
+        max_failures=given("--max-failures"),
     )
 
 

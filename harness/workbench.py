@@ -58,6 +58,9 @@ _SYSCTL = (
 DEFAULT_KERNEL = "deb:linux-source-6.12"
 DEFAULT_MODES = (Mmu.TDP, Mmu.SHADOW)
 
+FAILED_ENOUGH = 20
+"""So many failed tests end a run: each costs a host, and the verdict is known."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Wish:
@@ -66,7 +69,8 @@ class Wish:
     ``strict`` forbids to skip what this kernel or host cannot be asked; ``hosts`` is how many of
     them may run at once, by default as many as this machine bears. ``repeat`` is how often all
     tests run, on new hosts each time or on the ``same_hosts``; ``until_fail`` ends that at the
-    first test that does not pass. ``quick`` is content with one cell of each scenario.
+    first test that does not pass. ``quick`` is content with one cell of each scenario, and with
+    ``max_failures`` that many failed tests end the run, because each costs a new host.
     """
 
     kernel: str = DEFAULT_KERNEL
@@ -83,6 +87,7 @@ class Wish:
     until_fail: bool = False
     same_hosts: bool = False
     quick: bool = False
+    max_failures: int = FAILED_ENOUGH
 
     def command(self, mode: Mmu | None = None, test: str | None = None) -> tuple[str, ...]:
         """The command that wishes the same, in all its modes or in one, and for one test or all."""
@@ -100,13 +105,16 @@ class Wish:
             words += ["--control", self.control]
         if self.strict:
             words.append("--strict")
-        if test:
-            return (*words, test)
-        if self.repeat > 1:
-            words += ["--repeat", str(self.repeat)]
+        return (*words, test) if test else (*words, *self._extent())
+
+    def _extent(self) -> tuple[str, ...]:
+        """The words that say which tests run, and how often."""
+        words = ["--repeat", str(self.repeat)] if self.repeat > 1 else []
         words += ["--until-fail"] if self.until_fail else []
         words += ["--same-hosts"] if self.same_hosts else []
         words += ["--quick"] if self.quick else []
+        if self.max_failures != FAILED_ENOUGH:
+            words += ["--max-failures", str(self.max_failures)]
         return tuple(words)
 
 

@@ -280,7 +280,7 @@ def test_every_option_reaches_the_plugin_under_its_name(
         *("--config", "x.config", "--jobs", "3", "--mmu", "tdp", "--mmu", "shadow"),
         *("--accel", "tcg", "--control", "sptes", "--results", "out", "-k", "fork and not child"),
         *("--repeat", "20", "--until-fail", "--same-hosts", "--strict", "--hosts", "2"),
-        "--quick",
+        *("--quick", "--max-failures", "7"),
         *("tests/kvm/test_fork.py", "tests/kvm/test_unmap.py::test_x[tdp]"),
     )
     ((expression, tests, options),) = checked
@@ -291,7 +291,7 @@ def test_every_option_reaches_the_plugin_under_its_name(
             "--kernel=linux/", "--patch=a.patch", "--patch=b.patch", "--config=x.config",
             "--jobs=3", "--mmu=tdp", "--mmu=shadow", "--accel=tcg", "--control=sptes",
             "--results=out", "--repeat=20", "--until-fail", "--same-hosts", "--no-skips",
-            "--hosts=2", "--quick",
+            "--hosts=2", "--quick", "--max-failures=7",
         ]
     )  # fmt: skip
     assert [each for each in options if each.startswith("--patch")] == [

@@ -673,6 +673,41 @@ def test_the_end_of_a_run_at_the_first_failure_leaves_the_others_missing(judge: 
     assert [test["outcome"] for test in ended.results["tests"]] == ["fail", "missing"]
 
 
+@pytest.mark.parametrize("hosts", ["--hosts=1", "--hosts=2"])
+def test_a_run_ends_when_enough_tests_failed_whatever_else_went_wrong(
+    judge: Judge, hosts: str
+) -> None:
+    ended = judge(
+        "import pytest\n"
+        "@pytest.mark.parametrize('number', range(40))\n"
+        "def test_a(evidence, number):\n"
+        "    if number % 2:\n"
+        "        raise errors.Violation('x', 'y', 'z')\n"
+        "    raise errors.ProbeError('no verdict')\n",
+        "--max-failures=3",
+        hosts,
+    )
+    assert ended.code == 1
+    outcomes = [test["outcome"] for test in ended.results["tests"]]
+    # Each of two hosts may have had a test under way.
+    assert 3 <= outcomes.count("fail") <= 4
+    assert "error" in outcomes, "errors do not count"
+    assert outcomes.count("missing") > 20
+    assert "tests failed, so no more are asked; --max-failures 0 asks all of them." in ended.out
+
+
+def test_with_no_limit_all_tests_are_asked(judge: Judge) -> None:
+    ended = judge(
+        "import pytest\n"
+        "@pytest.mark.parametrize('number', range(30))\n"
+        "def test_a(evidence, number):\n"
+        "    raise errors.Violation('x', 'y', 'z')\n",
+        "--max-failures=0",
+    )
+    assert [test["outcome"] for test in ended.results["tests"]] == ["fail"] * 30
+    assert "no more are asked" not in ended.out
+
+
 @pytest.mark.parametrize(
     ("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 143), (signal.SIGINT, 130)]
 )
