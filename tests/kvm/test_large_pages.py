@@ -160,3 +160,40 @@ def test_a_large_page_that_is_split_leaves_no_large_spte(
     evidence.swapped_out(guest, guest.reclaim())
     evidence.content(guest.check(SEED, 0, 600))
     evidence.sound(guest)
+
+
+@pytest.mark.parametrize("how", ["punch", "protection", "reclaim"])
+@pytest.mark.parametrize("backing", ["memfd"])
+def test_a_large_page_of_a_file_is_split_where_a_part_of_it_changes(
+    guest: ProbeGuest, evidence: Evidence, how: str
+) -> None:
+    # The large mapping of a file's page is not split, but dropped.
+    evidence.content(guest.fill(SEED))
+    evidence.at_least("collapse", "collapses that went well", 1, guest.collapse())
+    evidence.content(guest.check(SEED))
+    evidence.mapped_large(guest)
+    evidence.mapped_by_sptes(guest, LARGE)
+    evidence.sound(guest)
+    frames = evidence.frames(guest)
+    with evidence.told(guest, 512, 512):
+        if how == "punch":
+            guest.punch(600, 1)
+        elif how == "protection":
+            guest.mprotect("read", 600, 1)
+        else:
+            evidence.swapped_out(guest, guest.reclaim())
+    evidence.no_stale_translations(guest)
+    if how == "protection":
+        evidence.refused("a write to memory that may only be read", guest.write(NEW, 600), 600)
+        guest.mprotect("readwrite", 600, 1)
+    hole = how == "punch"
+    evidence.content(guest.check(SEED, 0, 600))
+    evidence.content(guest.check(SEED, 601 if hole else 600))
+    if hole:
+        seen = guest.read(600, 1, word=WORD).words
+        evidence.equal("the page that was punched out to be zero", [0], seen, 600)
+    evidence.done("writing", guest.write(NEW, 0, guest.pages, word=WORD))
+    seen = tuple(guest.host_read(0, guest.pages, word=WORD))
+    evidence.equal("the VMM to see the guest's write", [NEW] * guest.pages, seen)
+    evidence.frames_returned(guest, frames)
+    evidence.sound(guest)
