@@ -32,6 +32,9 @@ from harness.result.summary import closing_lines, failure_lines, not_consulted, 
 from harness.result.text import one_line, printable
 from harness.result.verdict import Word
 
+_FEW_ROWS = 10
+"""So many scenarios without a report are shown one by one."""
+
 _STYLES = {
     Outcome.PASS: "green",
     Outcome.FAIL: "bold red",
@@ -337,17 +340,23 @@ def show_matrix(matrix: Matrix, console: Console) -> None:
 
 
 def _table(record: RunRecord, console: Console) -> Table:
+    """The closing table, without the scenarios of which no test reported, if they are many."""
     contents = table(record)
+    silent = sum(row.silent for row in contents.rows)
     shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     shown.add_column("scenario", overflow="fold")
     for mode in contents.modes:
         shown.add_column(Text(_encodable(one_line(mode), console.encoding)), no_wrap=True)
     for row in contents.rows:
+        if row.silent and silent > _FEW_ROWS:
+            continue
         cells = [
             Text(cell.text, style=_STYLES[cell.outcome] if cell.outcome else "dim")
             for cell in row.cells
         ]
         shown.add_row(Text(_encodable(row.scenario, console.encoding)), *cells)
+    if silent > _FEW_ROWS:
+        shown.add_row(Text(f"and {silent} more", style="dim"), Text("missing", style="magenta"))
     return shown
 
 

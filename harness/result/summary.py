@@ -46,6 +46,11 @@ class Row:
     scenario: str
     cells: tuple[Cell, ...]
 
+    @property
+    def silent(self) -> bool:
+        """Whether no test of it reported."""
+        return all(cell.outcome in (None, Outcome.MISSING) for cell in self.cells)
+
 
 @dataclasses.dataclass(frozen=True)
 class Table:

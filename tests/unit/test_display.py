@@ -161,6 +161,25 @@ def test_the_end_of_a_log_is_the_table_the_failure_and_the_verdict(record: RunRe
     assert "\x1b" not in text
 
 
+@pytest.mark.parametrize(("silent", "rows"), [(10, 12), (11, 3)])
+def test_many_scenarios_without_a_report_are_one_row(
+    record: RunRecord, silent: int, rows: int
+) -> None:
+    missing = tuple(
+        TestOutcome(
+            f"tests/kvm/test_x.py::test_y[tdp-{number}]", Outcome.MISSING, "tdp", "anon", 0.0
+        )
+        for number in range(silent)
+    )
+    changed = dataclasses.replace(record, outcomes=(*record.outcomes, *missing))
+    text = shown(changed, io.StringIO(), {})
+    lines = [line.split() for line in text.splitlines()]
+    table = lines[: lines.index(next(line for line in lines if line[0] == "fail"))]
+    assert len(table) == rows
+    assert (["and", str(silent), "more", "missing"] in table) == (rows == 3)
+    assert f"{silent} missing" in text
+
+
 def test_colour_is_for_terminals_and_can_be_refused(record: RunRecord) -> None:
     assert "\x1b[1;31mFAIL" in shown(record, Tty(), {"TERM": "xterm"})
     refused = shown(record, Tty(), {"TERM": "xterm", "NO_COLOR": "1"})
