@@ -24,6 +24,7 @@ from harness.machine.mmu import Mmu
 from harness.oracle import notifier
 from harness.oracle.answers import SHOWN, Answers
 from harness.oracle.outside import (
+    INVALIDATIONS,
     REFERENCES,
     TRANSLATIONS,
     Examined,
@@ -75,8 +76,8 @@ class Evidence(Answers):
         self._from_outside(guest, TRANSLATIONS)
 
     def sound(self, guest: Examined) -> None:
-        """Both of the above in one picture; what every scenario asks before and after."""
-        self._from_outside(guest, REFERENCES, TRANSLATIONS)
+        """Both of the above and ended invalidations in one picture: what every scenario asks."""
+        self._from_outside(guest, REFERENCES, TRANSLATIONS, INVALIDATIONS)
 
     def frames(self, guest: Owned, first: int = 0, pages: int | None = None) -> tuple[int, ...]:
         """The frames of a range of the memory now; none when it cannot be read from outside."""

@@ -12,12 +12,13 @@ import numpy as np
 
 from harness.guest.observation import View
 from harness.guest.session import Session
+from harness.oracle.invalidations import Unended, unended
 from harness.oracle.pagetables import PrimaryMap, primary_map
 from harness.oracle.references import Difference, differences
 from harness.oracle.sptes import Stale, read_sptes, stale
 from harness.oracle.structpage import page_states
 
-Finding = Difference | Stale
+Finding = Difference | Stale | Unended
 
 
 class Owned(Protocol):
@@ -78,6 +79,11 @@ def _stale(program: drgn.Program, guest: Examined, primary: PrimaryMap) -> Seque
     return found
 
 
+def _unended(program: drgn.Program, guest: Examined, primary: PrimaryMap) -> Sequence[Unended]:
+    machines = dict.fromkeys(view.vm_fd for view in guest.views)
+    return [found for vm_fd in machines for found in unended(program, guest.pid, vm_fd)]
+
+
 @dataclasses.dataclass(frozen=True)
 class Question:
     """What is asked of the host's memory from outside, and by which oracle.
@@ -92,3 +98,4 @@ class Question:
 
 REFERENCES = Question("references", "exactly the references of mappings and caches", _extra)
 TRANSLATIONS = Question("translations", "each spte to agree with the primary MMU", _stale)
+INVALIDATIONS = Question("invalidations", "each invalidation to have ended", _unended)

@@ -20,6 +20,7 @@ from harness.machine.mmu import Mmu
 from harness.oracle import evidence as module
 from harness.oracle import outside
 from harness.oracle.evidence import Evidence
+from harness.oracle.invalidations import Unended
 from harness.oracle.notifier import Watch
 from harness.oracle.pagetables import PrimaryMap
 from harness.oracle.sptes import Sptes
@@ -115,6 +116,8 @@ class Kernel:
         self.sptes: list[dict[int, tuple[int, bool]]] = [{}]
         self.level = 1
         self.large: list[range] = []
+        self.invalidations: list[tuple[Unended, ...]] = [()]
+        self.asked_machines: list[int] = []
         self.notifiers = [1]
         self.holders = [1]
 
@@ -160,7 +163,8 @@ class Kernel:
     def read_sptes(self, program: object, pid: int, vm_fd: int, gpa: int, pages: int) -> Sptes:
         """No spte, but for what ``sptes`` says: frame and whether it is writable."""
         assert self._host.stopped
-        assert (pid, vm_fd, pages) == (70, 9, PAGES)
+        assert (pid, pages) == (70, PAGES)
+        assert vm_fd in (9, 12)
         if gpa != 1 << 30:
             assert gpa == 3 << 30
             return self._sptes({7: (0xBAD, False)})
@@ -173,6 +177,14 @@ class Kernel:
             np.array([writable for _, writable in leaves.values()], np.bool_),
             np.full(len(leaves), self.level, np.int64),
         )
+
+    def unended(self, program: object, pid: int, vm_fd: int) -> tuple[Unended, ...]:
+        """What a VM waits for, look by look."""
+        self.asked_machines.append(vm_fd)
+        assert self._host.stopped
+        assert (program, pid) == ("a program", 70)
+        found: tuple[Unended, ...] = self._next(self.invalidations)
+        return found
 
     def subscriptions(self, program: object, pid: int) -> int:
         """How many notifiers there are, look by look."""
@@ -221,7 +233,7 @@ def kernel(host: FakeHost, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Ker
     kernel = Kernel(host)
     for name in ("page_states", "read_sptes", "subscriptions", "mm_references"):
         monkeypatch.setattr(module, name, getattr(kernel, name))
-    for name in ("primary_map", "page_states", "read_sptes"):
+    for name in ("primary_map", "page_states", "read_sptes", "unended"):
         monkeypatch.setattr(outside, name, getattr(kernel, name))
     return kernel
 
@@ -358,15 +370,45 @@ def test_an_spte_that_is_about_to_be_dropped_is_none(
     agrees(evidence, "translations")
 
 
-@pytest.mark.parametrize("broken", ["references", "translations"])
-def test_sound_is_both(evidence: Evidence, guest: Any, kernel: Kernel, broken: str) -> None:
+def test_sound_is_all_that_is_seen_from_outside(
+    evidence: Evidence, guest: Any, kernel: Kernel
+) -> None:
     evidence.sound(guest)
-    assert [report.name for report in evidence.reports] == ["references", "translations"]
+    names = [report.name for report in evidence.reports]
+    assert names == ["references", "translations", "invalidations"]
+
+
+@pytest.mark.parametrize(
+    ("broken", "page"), [("references", 1), ("translations", 1), ("invalidations", None)]
+)
+def test_what_is_not_sound_is_told_apart(
+    evidence: Evidence, guest: Any, kernel: Kernel, broken: str, page: int | None
+) -> None:
     if broken == "references":
         kernel.refcounts = [{1: 2}]
-    else:
+    elif broken == "translations":
         kernel.sptes = [{1: (0xBAD, True)}]
-    violated(evidence, broken, lambda: evidence.sound(guest), 1)
+    else:
+        kernel.invalidations = [(Unended("mmu_invalidate_in_progress", 1),)]
+    violated(evidence, broken, lambda: evidence.sound(guest), page)
+
+
+def test_an_invalidation_under_way_is_given_time(
+    evidence: Evidence, guest: Any, kernel: Kernel
+) -> None:
+    one = Unended("mmu_invalidate_in_progress", 1)
+    kernel.invalidations = [(one,), (dataclasses.replace(one, count=2),), ()]
+    evidence.sound(guest)
+    assert {report.status for report in evidence.reports} == {OracleStatus.AGREES}
+
+
+def test_each_vm_is_asked_once_for_its_invalidations(
+    evidence: Evidence, guest: Any, kernel: Kernel
+) -> None:
+    guest.views = [View(9, 1 << 30), View(9, 1 << 30, alias=1), View(12, 1 << 30)]
+    kernel.asked_machines = []
+    evidence.sound(guest)
+    assert kernel.asked_machines == [9, 12]
 
 
 @pytest.mark.usefixtures("kernel")
