@@ -10,6 +10,8 @@ import zlib
 import numpy as np
 import numpy.typing as npt
 
+from harness.probe import layout
+
 _PRESENT = np.uint64(1 << 63)
 _SWAPPED = np.uint64(1 << 62)
 _SOFT_DIRTY = np.uint64(1 << 55)
@@ -47,12 +49,12 @@ class Visit:
 class View:
     """A way in which guests see the memory: a VM, the gpa of its first page, and a vcpu there.
 
-    ``alias`` is 1 where that is the memslot at layout.ALIAS_GPA.
+    ``address`` is where the guest's own page tables have that page.
     """
 
     vm_fd: int
     gpa: int
-    alias: int = 0
+    address: int = layout.MEMORY_GPA
     vcpu: int = 0
 
 

@@ -133,7 +133,9 @@ class ProbeGuest(GuestMemory):
         comes and goes, a vcpu goes on also while there is none; what it read then is nothing.
         """
         orders = self._orders(layout.OP_HAMMER, first, pages, word=vcpu, seed=int(writing))
-        manners = {"patient": int(patient), "alias": int(alias), "homeless": int(alias)}
+        manners = {"patient": int(patient), "homeless": int(alias)}
+        if alias:
+            manners["address"] = layout.ALIAS_GPA
         hammer = self._hammer(vcpu, {**orders, **manners})
         try:
             yield hammer
@@ -213,8 +215,8 @@ class ProbeGuest(GuestMemory):
         self, view: View | None, op: int, first: int, pages: int | None, **orders: int
     ) -> Visit:
         view = view or self.views[0]
-        if view.alias:
-            orders["alias"] = 1
+        if view.address != layout.MEMORY_GPA:
+            orders["address"] = view.address
         self.ask("order", vcpu=view.vcpu, orders=self._orders(op, first, pages, **orders))
         return self.finish(view.vcpu, f"operation {op}")
 

@@ -38,6 +38,9 @@ MEMORY_GPA = 1 << 30
 ALIAS_GPA = 3 << 30
 """Where a second memslot may show the same memory, for scenarios that create and delete it."""
 
+MAPPED_AGAIN = MEMORY_GPA + (MAPPED_GIB << 30)
+"""Where the guest's page tables may have the memory a second time; no gpa is as high."""
+
 HVA_FIRST, HVA_LAST, HVA_STEP = 17 << 40, 32 << 40, 1 << 30
 """Host-virtual addresses of guests' memory: a stretch where nothing else is mapped by itself, and
 whose addresses round up to the same power of two, 2**45."""

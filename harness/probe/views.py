@@ -17,11 +17,11 @@ from harness.probe.vm import ALIAS_SLOT, FIRST_FREE_SLOT, MEMORY_SLOT, Vcpu, Vir
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """Where a view is: the VM, the gpa of the memory's first page, and if that is the alias."""
+    """Where a view is: the VM, the gpa of the memory's first page, and the guest's own address."""
 
     vm_fd: int
     gpa: int = layout.MEMORY_GPA
-    alias: int = 0
+    address: int = layout.MEMORY_GPA
 
 
 Opened = tuple[View, Sequence[tuple[VirtualMachine, Vcpu]]]
@@ -31,14 +31,14 @@ Opened = tuple[View, Sequence[tuple[VirtualMachine, Vcpu]]]
 def alias(machine: VirtualMachine, memory: Memory) -> Opened:
     """A second memslot shows the memory at another gpa."""
     machine.set_slot(ALIAS_SLOT, layout.ALIAS_GPA, memory.hva, memory.pages * layout.PAGE_BYTES)
-    return View(machine.fd, layout.ALIAS_GPA, alias=1), ()
+    return View(machine.fd, layout.ALIAS_GPA, layout.ALIAS_GPA), ()
 
 
 def read_only(machine: VirtualMachine, memory: Memory) -> Opened:
     """A second memslot that the guest may not write to shows the memory at another gpa."""
     size = memory.pages * layout.PAGE_BYTES
     machine.set_slot(ALIAS_SLOT, layout.ALIAS_GPA, memory.hva, size, kvm.MEM_READONLY)
-    return View(machine.fd, layout.ALIAS_GPA, alias=1), ()
+    return View(machine.fd, layout.ALIAS_GPA, layout.ALIAS_GPA), ()
 
 
 def logged(machine: VirtualMachine, memory: Memory) -> Opened:
@@ -46,6 +46,12 @@ def logged(machine: VirtualMachine, memory: Memory) -> Opened:
     size = memory.pages * layout.PAGE_BYTES
     machine.set_slot(MEMORY_SLOT, layout.MEMORY_GPA, memory.hva, size, kvm.MEM_LOG_DIRTY_PAGES)
     return View(machine.fd), ()
+
+
+def second_mapping(machine: VirtualMachine, memory: Memory) -> Opened:
+    """The guest's own page tables have the memory twice, and KVM two sptes if it shadows them."""
+    machine.map_again()
+    return View(machine.fd, address=layout.MAPPED_AGAIN), ()
 
 
 def pieces(machine: VirtualMachine, memory: Memory) -> Opened:
@@ -81,6 +87,7 @@ KINDS: Mapping[str, Callable[[VirtualMachine, Memory], Opened]] = {
     "alias": alias,
     "read-only": read_only,
     "logged": logged,
+    "second-mapping": second_mapping,
     "pieces": pieces,
     "management-mode": management_mode,
     "second-vm": second_vm,

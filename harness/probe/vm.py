@@ -25,6 +25,7 @@ _CR0 = 0x80050033  # PG AM WP NE ET MP PE
 _CR4_PAE = 0x20
 _EFER = 0x500  # LME LMA
 _KERNEL_PAGE, _USER_PAGE = 0x3, 0x7  # present, writable, and for users
+_LARGE_PAGE = 0x80
 _CONTROL_SLOT = 0
 MEMORY_SLOT = 1
 ALIAS_SLOT = 2
@@ -69,6 +70,18 @@ class VirtualMachine:
         slot = _CONTROL_SLOT + address_space
         self.set_slot(slot, layout.CONTROL_GPA, self.control, layout.CONTROL_BYTES)
 
+    def map_again(self) -> None:
+        """Have the guest's page tables map the memory at layout.MAPPED_AGAIN, too.
+
+        For users, so that shadow pages of the one mapping cannot serve the other.
+        """
+        pml4 = layout.PAGE_TABLES_GPA
+        pdpt = pml4 + layout.PAGE_BYTES
+        directory = pdpt + (1 + layout.MAPPED_GIB) * layout.PAGE_BYTES
+        self._point(pml4, 0, pdpt | _USER_PAGE)
+        self._point(pdpt, layout.MAPPED_AGAIN >> 30, directory | _USER_PAGE)
+        self._fill_directory(directory, layout.MEMORY_GPA, _USER_PAGE)
+
     def update_clocks(self) -> None:
         """Have KVM write the time anew, wherever a vcpu wants it, when that next runs."""
         clock = kvm.ClockData()
@@ -85,17 +98,19 @@ class VirtualMachine:
     def _identity_map(self, tables: int, flags: int) -> None:
         """Write page tables of the guest's own: identity, 2 MiB pages."""
         pdpt = tables + layout.PAGE_BYTES
-
-        def entry(table: int, index: int, value: int) -> None:
-            struct.pack_into("<Q", self._bytes(table), index * 8, value)
-
-        entry(tables, 0, pdpt | flags)
+        self._point(tables, 0, pdpt | flags)
         for gib in range(layout.MAPPED_GIB):
             directory = pdpt + (1 + gib) * layout.PAGE_BYTES
-            entry(pdpt, gib, directory | flags)
-            for index in range(512):
-                page = (gib * 512 + index) * layout.LARGE_PAGE_BYTES
-                entry(directory, index, page | flags | 0x80)
+            self._point(pdpt, gib, directory | flags)
+            self._fill_directory(directory, gib << 30, flags)
+
+    def _fill_directory(self, directory: int, gpa: int, flags: int) -> None:
+        for index in range(512):
+            page = gpa + index * layout.LARGE_PAGE_BYTES
+            self._point(directory, index, page | flags | _LARGE_PAGE)
+
+    def _point(self, table: int, index: int, entry: int) -> None:
+        struct.pack_into("<Q", self._bytes(table), index * 8, entry)
 
     def _bytes(self, gpa: int) -> ctypes.Array[ctypes.c_char]:
         return (ctypes.c_char * layout.PAGE_BYTES).from_address(self.control + gpa)

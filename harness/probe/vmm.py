@@ -158,7 +158,7 @@ class Vmm:
 
     def order(self, vcpu: int, orders: dict[str, int]) -> None:
         """Begin an operation on a vcpu; see Vcpu.order and payload.h. ``gpa`` is filled in."""
-        base = layout.ALIAS_GPA if orders.pop("alias", 0) else layout.MEMORY_GPA
+        base = orders.pop("address", layout.MEMORY_GPA)
         gpa = base + orders["first"] * layout.PAGE_BYTES
         self._vcpu(vcpu).order({**orders, "gpa": gpa})
 

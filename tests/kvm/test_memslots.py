@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What the primary MMU takes away is gone from each memslot and each VM that showed it."""
+"""What the primary MMU takes away is gone from each memslot, mapping and VM that showed it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ VISITS = 60
 
 
 @pytest.mark.parametrize(
-    "view", ["alias", "read-only", "logged", "pieces", "management-mode", "second-vm"]
+    "view",
+    ["alias", "read-only", "logged", "pieces", "second-mapping", "management-mode", "second-vm"],
 )
 def test_discarded_memory_is_as_new_in_every_view_of_it(
     guest: ProbeGuest, evidence: Evidence, view: str

@@ -111,20 +111,23 @@ def test_an_operation_is_an_order_and_a_report(agent: Scripted, guest: ProbeGues
 def test_an_operation_through_a_view_is_for_its_vcpu_and_its_memslot(
     agent: Scripted, guest: ProbeGuest
 ) -> None:
-    agent.answers |= {"list": [1], "open_view": {"vm_fd": 9, "gpa": 3 << 30, "alias": 1, "vcpu": 2}}
+    agent.answers |= {
+        "list": [1],
+        "open_view": {"vm_fd": 9, "gpa": 3 << 30, "address": 3 << 30, "vcpu": 2},
+    }
     view = guest.open_view("alias")
-    assert view == View(9, 3 << 30, alias=1, vcpu=2)
+    assert view == View(9, 3 << 30, 3 << 30, vcpu=2)
     assert guest.views == (View(9, 1 << 30), view)
     guest.read(view=view)
     guest.write(7, view=view)
     guest.check(3, view=view)
-    assert [orders["alias"] for orders in agent.orders] == [1, 1, 1]
+    assert [orders["address"] for orders in agent.orders] == [3 << 30] * 3
     for op in ("order", "report", "list"):
         assert {request["vcpu"] for request in agent.of(op)} == {2}
 
 
 def test_a_view_that_is_the_usual_one_is_looked_at_once(agent: Scripted, guest: ProbeGuest) -> None:
-    agent.answers["open_view"] = {"vm_fd": 9, "gpa": 1 << 30, "alias": 0, "vcpu": 0}
+    agent.answers["open_view"] = {"vm_fd": 9, "gpa": 1 << 30, "address": 1 << 30, "vcpu": 0}
     guest.open_view("pieces")
     assert guest.views == (View(9, 1 << 30),)
 
@@ -278,7 +281,7 @@ def test_a_hammer_runs_while_its_context_is_open(agent: Scripted, guest: ProbeGu
         (order,) = agent.orders
         assert order == {
             "op": layout.OP_HAMMER, "first": 2, "pages": 3, "word": 1, "seed": 1, "patient": 1,
-            "alias": 0, "homeless": 0,
+            "homeless": 0,
         }  # fmt: skip
         assert not agent.of("stop")
     assert agent.of("stop")[0]["vcpu"] == 1
@@ -298,7 +301,7 @@ def test_a_hammer_through_the_alias_goes_on_where_there_is_no_memslot(
     with guest.hammering(alias=True, writing=False):
         pass
     (order,) = agent.orders
-    assert (order["alias"], order["homeless"]) == (1, 1)
+    assert (order["address"], order["homeless"]) == (layout.ALIAS_GPA, 1)
 
 
 def test_an_unattended_hammer_writes_to_everything(agent: Scripted, guest: ProbeGuest) -> None:

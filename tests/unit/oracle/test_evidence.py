@@ -342,7 +342,7 @@ def test_every_view_of_the_memory_is_looked_at(
     evidence: Evidence, guest: Any, kernel: Kernel
 ) -> None:
     kernel.sptes = [{5: (FIRST_PFN + 5, True)}]
-    guest.views = [*guest.views, View(9, 3 << 30, alias=1)]
+    guest.views = [*guest.views, View(9, 3 << 30, 3 << 30)]
     seen = violated(evidence, "translations", lambda: evidence.no_stale_translations(guest), 7).seen
     assert "an spte maps pfn 0xbad" in seen
 
@@ -405,7 +405,7 @@ def test_an_invalidation_under_way_is_given_time(
 def test_each_vm_is_asked_once_for_its_invalidations(
     evidence: Evidence, guest: Any, kernel: Kernel
 ) -> None:
-    guest.views = [View(9, 1 << 30), View(9, 1 << 30, alias=1), View(12, 1 << 30)]
+    guest.views = [View(9, 1 << 30), View(9, 1 << 30, 5 << 30), View(12, 1 << 30)]
     kernel.asked_machines = []
     evidence.sound(guest)
     assert kernel.asked_machines == [9, 12]

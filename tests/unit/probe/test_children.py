@@ -154,8 +154,8 @@ def test_a_vmm_describes_itself(ours: vmm.Vmm) -> None:
     }
 
 
-def test_orders_are_for_the_memory_or_for_its_alias(ours: vmm.Vmm, machine: FakeMachine) -> None:
-    for more in ({}, {"alias": 0}, {"alias": 1}):
+def test_orders_are_for_where_the_guest_has_the_memory(ours: vmm.Vmm, machine: FakeMachine) -> None:
+    for more in ({}, {"address": layout.MEMORY_GPA}, {"address": layout.ALIAS_GPA}):
         assert ask(ours, "order", vcpu=0, orders={"op": 5, "first": 2, **more}) == {"ok": None}
     plain = {"op": 5, "first": 2, "gpa": layout.MEMORY_GPA + 2 * PAGE_BYTES}
     assert machine.orders == [

@@ -86,10 +86,15 @@ def test_nothing_in_the_control_memslot_overlaps() -> None:
         return range(start, start + size)
 
     tables = (2 + layout.MAPPED_GIB) * layout.PAGE_BYTES
+    again = layout.PAGE_BYTES  # a directory for what is mapped a second time
     vcpus = layout.MOST_VCPUS
     areas = {
-        "page tables": stretch(layout.PAGE_TABLES_GPA, tables),
+        "page tables": stretch(layout.PAGE_TABLES_GPA, tables + again),
         "code": range(layout.CODE_GPA, layout.MAILBOX_GPA),
+        "nested page tables": stretch(layout.NESTED_TABLES_GPA, tables),
+        "control blocks": stretch(layout.VMCB_GPA, vcpus * layout.PAGE_BYTES),
+        "host save areas": stretch(layout.HOST_SAVE_GPA, vcpus * layout.PAGE_BYTES),
+        "permissions": stretch(layout.PERMISSIONS_GPA, 6 * layout.PAGE_BYTES),
         "mailboxes": stretch(layout.MAILBOX_GPA, vcpus * layout.PAGE_BYTES),
         "stacks": stretch(layout.STACK_TOP_GPA, (vcpus + 1) * layout.PAGE_BYTES),
         "lists": stretch(layout.LIST_GPA, vcpus * layout.LIST_BYTES),
@@ -107,7 +112,7 @@ def test_the_payload_touches_no_more_of_it_than_is_allowed_for(pages: int) -> No
     # page. The directories of the last GiBs are never walked.
     gib = -(-(layout.MEMORY_GPA + pages * layout.PAGE_BYTES) // (1 << 30))
     each = 1 + 1 + 2 * -(-pages * 8 // layout.PAGE_BYTES)  # mailbox, stack, list, ledger
-    touched = 2 + gib + 1 + layout.MOST_VCPUS * each
+    touched = 2 + gib + 1 + 1 + layout.MOST_VCPUS * each
     assert touched <= layout.control_pages(pages) <= touched + 16, "a bound, and a close one"
 
 
@@ -115,6 +120,7 @@ def test_the_guest_can_reach_all_memory_that_it_may_have() -> None:
     assert layout.MEMORY_GPA % (1 << 30) == 0
     end = layout.MEMORY_GPA + layout.MOST_PAGES * layout.PAGE_BYTES
     assert end <= layout.MAPPED_GIB << 30
+    assert layout.MAPPED_AGAIN >= layout.MAPPED_GIB << 30, "two mappings do not meet"
 
 
 def test_each_vcpu_has_a_word_of_its_own_before_the_pattern() -> None:

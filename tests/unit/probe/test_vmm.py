@@ -460,7 +460,7 @@ def test_a_vcpu_goes_on_through_an_alias_that_comes_and_goes(start: Callable[...
     guest = start(vcpus=2)
     guest.done(OP_FILL)
     guest.ask("begin_aliasing")
-    guest.order(OP_HAMMER, vcpu=1, word=1, seed=0, patient=1, alias=1, homeless=1)
+    guest.order(OP_HAMMER, vcpu=1, word=1, seed=0, patient=1, address=layout.ALIAS_GPA, homeless=1)
     guest.order(OP_HAMMER, vcpu=0, word=0, seed=1, patient=1)
     for vcpu in (0, 1):
         guest.await_progress("rounds", 2, vcpu)
@@ -536,7 +536,7 @@ def test_the_vmm_ends_when_its_peer_is_gone(start: Callable[..., Vmm]) -> None:
 def words(guest: Vmm, view: dict[str, int]) -> list[int]:
     """One word of each page as the vcpu of a view reads it."""
     vcpu = view["vcpu"]
-    guest.done(OP_READ, 0, PAGES, vcpu=vcpu, word=3, alias=view["alias"])
+    guest.done(OP_READ, 0, PAGES, vcpu=vcpu, word=3, address=view["address"])
     return list(guest.ask("list", vcpu=vcpu, count=PAGES))
 
 
@@ -549,14 +549,15 @@ def test_each_view_shows_the_memory_and_follows_it(filled: Vmm, kind: str) -> No
     assert words(filled, view) == filled.ask("peek", first=0, pages=PAGES, word=3)
     filled.ask("madvise", first=0, pages=PAGES, advice="dontneed")
     assert words(filled, view) == [0] * PAGES
-    other = {"vm_fd": view["vm_fd"] != facts["vm_fd"], "alias": view["alias"] == 1}
-    assert other == {"vm_fd": kind == "second-vm", "alias": kind in ("alias", "read-only")}
+    assert (view["vm_fd"] != facts["vm_fd"]) == (kind == "second-vm")
+    assert (view["gpa"] != facts["gpa"]) == (kind in ("alias", "read-only"))
+    assert (view["address"] != view["gpa"]) == (kind == "second-mapping")
     assert (view["vcpu"] == 1) == (kind == "second-vm")
 
 
 def test_a_view_that_is_read_only_is_not_written_through(filled: Vmm) -> None:
     view = filled.ask("open_view", kind="read-only")
-    report = filled.do(OP_WRITE, 3, 1, word=3, alias=view["alias"])
+    report = filled.do(OP_WRITE, 3, 1, word=3, address=view["address"])
     assert (report["end"], report["current"]) == ("refused", 3)
     filled.done(OP_CHECK)
 
