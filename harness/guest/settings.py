@@ -15,7 +15,11 @@ _KSM = "/sys/kernel/mm/ksm"
 _NUMA = "/sys/kernel/debug/sched/numa_balancing"
 _KHUGEPAGED = "/sys/kernel/mm/transparent_hugepage/khugepaged"
 _KSM_SECONDS = 20.0
+_KSM_ROUNDS = 100
 _SCAN_SECONDS = 20.0
+_STARVED = 6
+"""So many times as long may take what only a starved host does not do."""
+
 _MODULE_SECONDS = 20.0
 
 
@@ -48,14 +52,23 @@ def merging(session: Session) -> Iterator[None]:
 
 
 def merged_pages(session: Session, least: int) -> int:
-    """How many pages KSM has merged, once they are ``least`` or no more time is left."""
-    deadline = Deadline.after(_KSM_SECONDS * session.host.facts.pace, "Merging")
-    for _ in deadline.ticks():
-        paths = [f"{_KSM}/{name}" for name in ("pages_shared", "pages_sharing")]
-        merged = sum(map(int, session.ask_all(*[("read", {"path": path}) for path in paths])))
-        if merged >= least:
-            break
-    return merged
+    """How many pages KSM has merged, once they are ``least`` or it has refused the others.
+
+    It may pass over a page for many rounds (smart_scan, from v6.7 on) before it tries it again, so
+    a hundred rounds and some time have to go by. Raises DeadlineError when they do not: a host that
+    is short of CPU says nothing about the kernel.
+    """
+    pace = session.host.facts.pace
+    paths = [f"{_KSM}/{name}" for name in ("full_scans", "pages_shared", "pages_sharing")]
+    enough, soon = None, Deadline.after(_KSM_SECONDS * pace, "Merging")
+    last = Deadline.after(_STARVED * _KSM_SECONDS * pace, "Merging")
+    for _ in last.ticks():
+        answers = session.ask_all(*[("read", {"path": path}) for path in paths])
+        rounds, *merged = map(int, answers)
+        enough = rounds + _KSM_ROUNDS if enough is None else enough
+        if sum(merged) >= least or (soon.expired and rounds >= enough):
+            return sum(merged)
+    raise last.error(f"KSM has not looked at all pages {_KSM_ROUNDS} times.")
 
 
 def multigenerational(session: Session, *, on: bool) -> contextlib.AbstractContextManager[None]:
@@ -134,10 +147,8 @@ def khugepaged(session: Session) -> Iterator[Callable[[], None]]:
     def looked() -> None:
         # The first may have been under way already.
         wanted = scans() + 3
-        deadline = Deadline.after(_SCAN_SECONDS * session.host.facts.pace, "khugepaged")
-        for _ in deadline.ticks():
-            if scans() >= wanted:
-                return
+        seconds = _STARVED * _SCAN_SECONDS * session.host.facts.pace
+        Deadline.after(seconds, "khugepaged").poll(lambda: scans() >= wanted)
 
     with settings(session, values, "khugepaged"):
         yield looked

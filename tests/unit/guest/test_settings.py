@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from fake_session import FakeClock, Request, session_with
 
-from harness.errors import CommandError, OracleUnavailable, Violation
+from harness.errors import CommandError, DeadlineError, OracleUnavailable, Violation
 from harness.guest import settings as module
 from harness.guest.session import Session
 from harness.guest.settings import (
@@ -175,15 +176,21 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
     return clock
 
 
-def counting(shared: int, sharing: list[int], pace: float = 1.0) -> Session:
-    """A host on which KSM has merged so many pages, look by look; the last is repeated."""
+def counting(shared: int, sharing: list[int], pace: float = 1.0, rounds: int = 10) -> Session:
+    """A host on which KSM has merged so many pages, look by look; the last is repeated.
+
+    At each look it has been round so many more ``rounds``.
+    """
+    scans = itertools.count(7, rounds)
 
     def agent(request: Request) -> Any:
         assert request["op"] == "all"
         paths = [each["path"] for each in request["requests"]]
-        assert paths == [f"{KSM}/pages_shared", f"{KSM}/pages_sharing"]
+        assert paths == [
+            f"{KSM}/{name}" for name in ("full_scans", "pages_shared", "pages_sharing")
+        ]
         now = sharing.pop(0) if len(sharing) > 1 else sharing[0]
-        return {"ok": [{"ok": f"{shared}\n"}, {"ok": f"{now}\n"}]}
+        return {"ok": [{"ok": f"{count}\n"} for count in (next(scans), shared, now)]}
 
     return session_with(agent, pace)[0]
 
@@ -202,6 +209,20 @@ def test_merging_that_does_not_come_about_is_counted_when_time_is_up(
     start = clock.now
     assert merged_pages(counting(1, [5], pace), 107) == 6
     assert module._KSM_SECONDS * pace <= clock.now - start <= module._KSM_SECONDS * pace + 2
+
+
+@pytest.mark.usefixtures("clock")
+def test_a_host_too_slow_to_merge_says_nothing_about_its_kernel() -> None:
+    with pytest.raises(DeadlineError, match="not looked at all pages 100 times"):
+        merged_pages(counting(1, [5], rounds=0), 107)
+
+
+def test_merging_is_waited_for_until_each_page_was_looked_at_often_enough(clock: FakeClock) -> None:
+    start = clock.now
+    # A look takes 0.2 s once it has waited for some time.
+    assert merged_pages(counting(1, [5] * 120 + [106], rounds=1), 107) == 6
+    assert clock.now - start > module._KSM_SECONDS
+    assert merged_pages(counting(1, [5] * 150 + [106], rounds=0), 107) == 107
 
 
 # khugepaged.
@@ -232,6 +253,13 @@ def test_khugepaged_has_looked_at_all_when_it_has_been_round_anew() -> None:
         looked()
         assert next(rounds) == 11, "7 at first, then until it was 10"
     assert agent.files == before
+
+
+@pytest.mark.usefixtures("clock")
+def test_a_host_too_slow_for_khugepaged_says_nothing_about_its_kernel() -> None:
+    ours, _ = host(daemon(full_scans="7\n"))
+    with pytest.raises(DeadlineError, match="khugepaged"), khugepaged(ours) as looked:
+        looked()
 
 
 def test_a_kernel_without_khugepaged_is_said_to_lack_it() -> None:
