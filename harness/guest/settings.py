@@ -54,21 +54,25 @@ def merging(session: Session) -> Iterator[None]:
 def merged_pages(session: Session, least: int) -> int:
     """How many pages KSM has merged, once they are ``least`` or it has refused the others.
 
-    It may pass over a page for many rounds (smart_scan, from v6.7 on) before it tries it again, so
-    a hundred rounds and some time have to go by. Raises DeadlineError when they do not: a host that
-    is short of CPU says nothing about the kernel.
+    It may pass over a page for many rounds (smart_scan, from v6.7 on) before it tries it again, and
+    fails where a vcpu is about to map the page. So some time has to go by, and after the last page
+    that was merged a hundred rounds. Raises DeadlineError when they do not: a host that is short of
+    CPU says nothing about the kernel.
     """
     pace = session.host.facts.pace
     paths = [f"{_KSM}/{name}" for name in ("full_scans", "pages_shared", "pages_sharing")]
-    enough, soon = None, Deadline.after(_KSM_SECONDS * pace, "Merging")
+    soon = Deadline.after(_KSM_SECONDS * pace, "Merging")
     last = Deadline.after(_STARVED * _KSM_SECONDS * pace, "Merging")
+    most, enough = -1, 0
     for _ in last.ticks():
         answers = session.ask_all(*[("read", {"path": path}) for path in paths])
-        rounds, *merged = map(int, answers)
-        enough = rounds + _KSM_ROUNDS if enough is None else enough
-        if sum(merged) >= least or (soon.expired and rounds >= enough):
-            return sum(merged)
-    raise last.error(f"KSM has not looked at all pages {_KSM_ROUNDS} times.")
+        rounds, shared, sharing = map(int, answers)
+        merged = shared + sharing
+        if merged > most:
+            most, enough = merged, rounds + _KSM_ROUNDS
+        if merged >= least or (soon.expired and rounds >= enough):
+            return merged
+    raise last.error(f"KSM has not looked at all pages {_KSM_ROUNDS} times without merging any.")
 
 
 def multigenerational(session: Session, *, on: bool) -> contextlib.AbstractContextManager[None]:

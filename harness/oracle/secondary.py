@@ -12,6 +12,7 @@ from harness.errors import ProbeError
 from harness.guest.user import Access, Callback, Device, HeldDevice, NotifierUser
 from harness.oracle import callbacks as judged
 from harness.oracle.evidence import Evidence
+from harness.oracle.settle import settled
 
 _ORDER = "callbacks"
 _TLB = "secondary TLB"
@@ -26,15 +27,22 @@ class SecondaryEvidence(Evidence):
     ) -> tuple[Callback, ...]:
         """Its callbacks came in order and in pairs, and before any page was free; what they were.
 
-        ``before`` are those that it was asked for already. Nothing may be under way. Raises
-        ProbeError when there was no room for all of them.
+        ``before`` are those that it was asked for already. What is under way is given time to end:
+        the OOM reaper goes on when its victim is gone. Raises ProbeError when there was no room for
+        all of them.
         """
-        calls, state = (*before, *device.callbacks()), device.state()
-        self.complete(state)
-        wrong = [*judged.out_of_order(calls), *judged.unbalanced(state)]
-        self._judge(_ORDER, "each start with its end", wrong, agreed=f"{len(calls)} calls")
+        calls, state = list(before), dict[str, int]()
+
+        def wrong() -> tuple[str, ...]:
+            calls.extend(device.callbacks())
+            state.update(device.state())
+            self.complete(state)
+            return (*judged.out_of_order(calls), *judged.unbalanced(state))
+
+        left = settled(wrong, self._patience())
+        self._judge(_ORDER, "each start with its end", left, agreed=f"{len(calls)} calls")
         self.not_freed_early(state)
-        return calls
+        return tuple(calls)
 
     def not_freed_early(self, state: Mapping[str, int]) -> None:
         """No page was free before the device was told to drop it from its TLB."""

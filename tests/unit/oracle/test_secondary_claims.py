@@ -28,15 +28,36 @@ CALM = dict.fromkeys(
 
 
 class FakeDevice:
-    def __init__(self, calls: Sequence[Callback] = (), **state: int) -> None:
-        self._calls = tuple(calls)
+    """Has calls to tell of once, and ``later`` others, with which what is under way ends."""
+
+    def __init__(
+        self, calls: Sequence[Callback] = (), *, later: Sequence[Callback] = (), **state: int
+    ) -> None:
+        self._calls = [tuple(calls), tuple(later)]
+        self._ends = len(later)
         self._state = {**CALM, **state}
+        self._looks = 0
 
     def callbacks(self) -> tuple[Callback, ...]:
-        return self._calls
+        self._looks += 1
+        return self._calls.pop(0) if self._calls else ()
 
     def state(self) -> dict[str, int]:
-        return self._state
+        if self._looks < 2 or not self._ends:
+            return self._state
+        return {**self._state, "in_progress": 0, "ends": self._state["ends"] + self._ends}
+
+
+class Clock:
+    """Stands for the module ``time`` in harness.deadline: it moves when somebody waits."""
+
+    now = 50.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
 
 
 def call(number: int, what: What, first: int = 0, last: int = PAGES, pid: int = 4) -> Callback:
@@ -48,7 +69,8 @@ PAIR = (call(1, What.START), call(2, What.END))
 
 
 @pytest.fixture
-def ours() -> SecondaryEvidence:
+def ours(monkeypatch: pytest.MonkeyPatch) -> SecondaryEvidence:
+    monkeypatch.setattr("harness.deadline.time", Clock())
     host: Any = SimpleNamespace(facts=SimpleNamespace(pace=1.0))
     return SecondaryEvidence(host)
 
@@ -75,6 +97,12 @@ def test_calls_in_pairs_are_well_told(ours: SecondaryEvidence) -> None:
 def test_what_was_asked_for_before_counts_as_well(ours: SecondaryEvidence) -> None:
     start, end = PAIR
     assert well_told(ours, FakeDevice([end], starts=1, ends=1), start) == PAIR
+
+
+def test_what_is_under_way_is_given_time_to_end(ours: SecondaryEvidence) -> None:
+    device = FakeDevice(PAIR[:1], later=PAIR[1:], starts=1, in_progress=1)
+    assert well_told(ours, device) == PAIR
+    assert not violated(ours)
 
 
 @pytest.mark.parametrize(
