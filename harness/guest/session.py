@@ -56,6 +56,10 @@ class Session:
         """
         return self._value(op, self._exchange({"op": op, **arguments}, self.patience))
 
+    def wait(self, op: str, seconds: float, **arguments: Any) -> Any:
+        """Ask the agent itself for something that may take so many seconds longer; see ask()."""
+        return self._value(op, self._exchange({"op": op, **arguments}, self.patience + seconds))
+
     def ask_all(self, *requests: tuple[str, dict[str, Any]]) -> list[Any]:
         """Ask the agent several things in order, in one exchange; raises for the first failure."""
         wanted = [{"op": op, **arguments} for op, arguments in requests]

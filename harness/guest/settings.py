@@ -22,6 +22,9 @@ _STARVED = 6
 
 _MODULE_SECONDS = 20.0
 
+_SWAP_KIB_A_SECOND = 4096
+"""What comes back from swap at least: a page at a time, beside guests that want the CPUs, too."""
+
 
 @contextlib.contextmanager
 def settings(session: Session, values: Mapping[str, str], what: str) -> Iterator[None]:
@@ -127,8 +130,9 @@ def no_swap(session: Session) -> Iterator[None]:
     """All of the host's swap is off; what was there has been brought back."""
     lines = session.read("/proc/swaps").splitlines()[1:]
     with contextlib.ExitStack() as stack:
-        for path in [line.split()[0] for line in lines]:
-            session.ask("swapoff", path=path)
+        for path, _, _, used, *_ in [line.split() for line in lines]:
+            seconds = int(used) / _SWAP_KIB_A_SECOND * session.host.facts.pace
+            session.wait("swapoff", seconds, path=path)
             stack.enter_context(undone(functools.partial(session.ask, "swapon", path=path)))
         yield
 

@@ -331,6 +331,15 @@ def test_what_was_done_is_undone_where_the_host_is_kept(error: Exception, *, bac
     assert len(swaps) == (4 if back else 2)
 
 
+def test_much_in_swap_may_take_long_to_come_back() -> None:
+    agent = Files({"/proc/swaps": SWAPS.replace("1048572\t\t0", "1048572\t\t819200")})
+    ours, channel = session_with(agent, pace=2.0)
+    with no_swap(ours):
+        large, small = channel.deadlines[-2:]
+    assert small == ours.patience
+    assert large >= small + 2 * 200
+
+
 def test_a_host_without_swap_has_none_to_put_back() -> None:
     ours, agent = host({"/proc/swaps": SWAPS.splitlines()[0] + "\n"})
     with no_swap(ours):

@@ -19,12 +19,16 @@ class FakeSession:
     """A host whose files can be set; ``files`` is what they say now."""
 
     def __init__(self) -> None:
+        self.host = SimpleNamespace(facts=SimpleNamespace(pace=1.0))
         self.files = {"/proc/swaps": "Filename\n/dev/vdc partition 1 2 3\n"}
         self.asked: list[tuple[str, dict[str, Any]]] = []
 
     def ask(self, op: str, **arguments: Any) -> Any:
         self.asked.append((op, arguments))
         return True
+
+    def wait(self, op: str, seconds: float, **arguments: Any) -> Any:
+        return self.ask(op, **arguments)
 
     def read(self, path: str) -> str:
         return self.files.get(path, "")
