@@ -9,13 +9,22 @@ import datetime
 import random
 import resource
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from harness.deadline import Deadline
-from harness.errors import HarnessError, InfrastructureError, Violation
+from harness.errors import (
+    HarnessError,
+    InfrastructureError,
+    KernelUntestableError,
+    OracleUnavailable,
+    UsageError,
+    Violation,
+)
 from harness.guest.session import Session
 from harness.image.linux_guest import linux_image
 from harness.linux_guest.home import linux_guests
+from harness.machine.spec import HostSpec
 from harness.progress import Progress
 from harness.result.directory import ResultsDirectory, write_atomically
 from harness.soak import timeline
@@ -26,6 +35,9 @@ from harness.store import Store
 from harness.workbench import Parts, Wish, Workbench, make_parts
 
 _DUMP_SECONDS = 600.0
+
+_HOST_MIB, _QEMU_MIB = 512, 64
+"""What a host has to have for itself, and for each guest besides that guest's memory."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +56,10 @@ def soaked(
     """Soak in the first of the wish's modes; what was seen, what ended it early, and the results.
 
     ``directory`` is private to the run. A Violation, or whatever else went wrong on the host, is
-    returned, with an image of the host's memory in the results; raises as make_parts does.
+    returned, with an image of the host's memory in the results; raises as make_parts does, and
+    UsageError for guests that a host has no room for.
     """
+    _require_room(order, HostSpec.memory_mib)
     parts = make_parts(wish, store, progress)
     image = linux_image(store, progress)
     results = ResultsDirectory.create(parent.absolute(), datetime.datetime.now(datetime.UTC))
@@ -55,28 +69,53 @@ def soaked(
     with contextlib.ExitStack() as stack:
         stack.callback(bench.discard)
         session = bench.session(wish.modes[0])
+        image_of_memory = results.path / "host-memory.kdump"
         try:
-            with linux_guests(session, image) as home:
+            with (
+                _memory_kept(session, image_of_memory, progress),
+                linux_guests(session, image) as home,
+            ):
                 chance = random.Random(order.seed)  # noqa: S311 - chance that can be repeated
-                with Crowd(home, order.guests, order.memory_mib, chance, diary.take) as crowd:
+                with (
+                    Crowd(home, order.guests, order.memory_mib, chance, diary.take) as crowd,
+                    _memory_kept(session, image_of_memory, progress),
+                ):
                     _soak(crowd, order, diary)
         except (Violation, InfrastructureError) as error:
-            failure = _explained(session, error)
-            _save_memory(session, results.path / "host-memory.kdump", progress)
+            failure = error
+        except OracleUnavailable as error:
+            raise KernelUntestableError(str(error)) from error
         finally:
             soak = diary.closed(failure)
             _write(soak, results.path)
     return soak, failure, results.path
 
 
+def _require_room(order: Order, host_mib: int) -> None:
+    """All guests must fit into the host at once: there is a scenario without swap."""
+    wanted = order.guests * (order.memory_mib + _QEMU_MIB) + _HOST_MIB
+    if wanted > host_mib:
+        raise UsageError(
+            f"{order.guests} guests of {order.memory_mib} MiB want a host of {wanted} MiB when "
+            f"swap is off, and hosts have {host_mib} MiB; ask for fewer or smaller ones."
+        )
+
+
 def _soak(crowd: Crowd, order: Order, diary: _Diary) -> None:
     until = Deadline.after(order.seconds, "The soak")
+    impossible: set[str] = set()
     crowd.audit()
     for name in chosen(crowd):
         if until.expired:
             return
+        if name in impossible:
+            continue
         diary.begin(name)
-        STEPS[name](crowd)
+        try:
+            STEPS[name](crowd)
+        except OracleUnavailable as error:
+            diary.impossible(name, error)
+            impossible.add(name)
         crowd.audit()
 
 
@@ -96,6 +135,10 @@ class _Diary:
         """A scenario begins."""
         at = self._samples[-1].at if self._samples else 0.0
         self._steps.append(Step(at, name))
+
+    def impossible(self, name: str, why: OracleUnavailable) -> None:
+        """This host cannot be put under a scenario."""
+        self._progress.note(f"Not tried any more: {name}. {why}")
 
     def take(self, sample: Sample) -> None:
         """Keep a look at the guests."""
@@ -125,6 +168,23 @@ def _explained(session: Session, error: HarnessError) -> HarnessError:
     except HarnessError as first:
         return first
     return error
+
+
+@contextlib.contextmanager
+def _memory_kept(session: Session, path: Path, progress: Progress) -> Iterator[None]:
+    """Save the host's memory as it is when something goes wrong, before anybody tidies up.
+
+    Raises what tells best what happened. Of several of these inside each other the first saves.
+    """
+    try:
+        yield
+    except (Violation, InfrastructureError) as error:
+        explained = _explained(session, error)
+        if not path.exists():
+            _save_memory(session, path, progress)
+        if explained is error:
+            raise
+        raise explained from error
 
 
 def _save_memory(session: Session, path: Path, progress: Progress) -> None:

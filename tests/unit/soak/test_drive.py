@@ -13,7 +13,16 @@ from typing import Any
 import pytest
 
 from harness.deadline import Deadline
-from harness.errors import HarnessError, HostLostError, KernelSplat, LinuxGuestError, Violation
+from harness.errors import (
+    HarnessError,
+    HostLostError,
+    KernelSplat,
+    KernelUntestableError,
+    LinuxGuestError,
+    OracleUnavailable,
+    UsageError,
+    Violation,
+)
 from harness.progress import Silent
 from harness.soak import drive
 from harness.soak.drive import Order, soaked
@@ -30,6 +39,7 @@ class FakeHost:
     def __init__(self) -> None:
         self.problem: HarnessError | None = None
         self.lost = False
+        self.guests = ""
 
     def check(self) -> None:
         if self.problem:
@@ -38,7 +48,7 @@ class FakeHost:
     def dump(self, path: Path, deadline: Deadline) -> None:
         if self.lost:
             raise HostLostError("gone")
-        path.write_text("memory")
+        path.write_text(f"memory {self.guests}")
 
 
 @pytest.fixture
@@ -61,10 +71,11 @@ def world(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
             self.chance, self._take = chance, take
 
         def __enter__(self) -> FakeCrowd:
+            it.host.guests = "with guests"
             return self
 
         def __exit__(self, *_: object) -> None:
-            pass
+            it.host.guests = ""
 
         def audit(self) -> None:
             it.audits += 1
@@ -118,7 +129,7 @@ def test_the_first_failure_ends_it_and_the_hosts_memory_is_saved(
     soak, failure, path = run(tmp_path, 60)
     assert failure is error
     assert str(error) in soak.failure
-    assert (path / "host-memory.kdump").read_text() == "memory"
+    assert (path / "host-memory.kdump").read_text() == "memory with guests"
     assert "Failed in fail" in (path / "soak.txt").read_text()
     assert world.discarded == 1
 
@@ -134,6 +145,41 @@ def test_what_the_hosts_kernel_says_comes_first(world: SimpleNamespace, tmp_path
     assert isinstance(failure, KernelSplat)
     assert not (path / "host-memory.kdump").exists()
     assert (path / "soak.json").exists()
+
+
+def test_a_scenario_that_this_kernel_cannot_run_is_tried_once(
+    world: SimpleNamespace, tmp_path: Path
+) -> None:
+    def lack(crowd: object) -> None:
+        world.done.append("lack")
+        raise OracleUnavailable("This kernel has no KSM.")
+
+    world.steps["lack"] = lack
+    world.steps["wait"] = lambda crowd: world.done.append("wait")
+    soak, failure, _ = run(tmp_path)
+    assert failure is None
+    assert world.done.count("lack") == 1
+    assert world.done.count("wait") > 1
+    assert len(soak.steps) == len(world.done)
+
+
+def test_a_kernel_that_has_no_place_for_guests_is_untestable(
+    world: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nowhere(*_: object) -> object:
+        raise OracleUnavailable("This kernel has no memory cgroups.")
+
+    monkeypatch.setattr(drive, "linux_guests", nowhere)
+    with pytest.raises(KernelUntestableError, match="no memory cgroups"):
+        run(tmp_path)
+    assert world.discarded == 1
+
+
+def test_guests_that_no_host_has_room_for_are_refused(
+    world: SimpleNamespace, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="16 guests of 1024 MiB"):
+        soaked(Wish(), Order(16, 1024, 1, 7), Store(tmp_path), tmp_path, tmp_path, Silent())
 
 
 def test_a_bug_of_ours_is_none_of_the_hosts(world: SimpleNamespace, tmp_path: Path) -> None:
