@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from harness.deadline import Deadline
 from harness.errors import OracleUnavailable, ProbeError, Violation
@@ -17,6 +17,17 @@ _FRUITLESS = 10
 _IDLE_SECONDS = 3.0
 """Attempts at reclaim, and seconds of them, without effect after which no more are made. Both,
 because on a starved machine one attempt alone may take seconds."""
+
+
+class Charged(Protocol):
+    """A guest, or another process, with a memory cgroup of its own."""
+
+    @property
+    def session(self) -> Session:
+        """The agent on the host."""
+
+    def memory_statistics(self) -> dict[str, int]:
+        """What the cgroup is charged for."""
 
 
 class ProbeProcess:
@@ -130,12 +141,8 @@ class ProbeProcess:
         )
 
     def memory_statistics(self) -> dict[str, int]:
-        """memory.stat of the guest's cgroup, with memory.current and memory.swap.current."""
-        lines = self.session.read(f"{self.cgroup}/memory.stat").splitlines()
-        statistics = {name: int(value) for name, value in (line.split() for line in lines)}
-        for name in ("memory.current", "memory.swap.current"):
-            statistics[name] = int(self.session.read(f"{self.cgroup}/{name}"))
-        return statistics
+        """What the guest's cgroup is charged for; see the function of that name."""
+        return memory_statistics(self.session, self.cgroup)
 
     # How it is asked.
 
@@ -166,3 +173,12 @@ class ProbeProcess:
     def _killed_for_memory(self) -> bool:
         lines = self.session.read(f"{self.cgroup}/memory.events").splitlines()
         return int(dict(line.split() for line in lines)["oom_kill"]) > 0
+
+
+def memory_statistics(session: Session, cgroup: str) -> dict[str, int]:
+    """memory.stat of a cgroup, with memory.current and memory.swap.current."""
+    lines = session.read(f"{cgroup}/memory.stat").splitlines()
+    statistics = {name: int(value) for name, value in (line.split() for line in lines)}
+    for name in ("memory.current", "memory.swap.current"):
+        statistics[name] = int(session.read(f"{cgroup}/{name}"))
+    return statistics

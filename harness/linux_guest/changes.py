@@ -1,18 +1,24 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What QEMU does to the memory of a Linux guest that runs: balloons, DIMMs, migration, copies."""
+"""What QEMU does to the memory of a Linux guest that runs.
+
+Balloons, DIMMs, memory that grows and shrinks, migration, copies.
+"""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 from harness.deadline import Deadline
 from harness.errors import LinuxGuestError
 from harness.image import layout
 from harness.linux_guest.guest import LinuxGuest, Window
+from harness.linux_guest.spec import ELASTIC
 
 _SECONDS = 120.0
 _PAGES_PER_MIB = 256
+_PAGE_BYTES = 4096
 
 
 def set_balloon(guest: LinuxGuest, mib: int) -> None:
@@ -27,10 +33,7 @@ def plug(guest: LinuxGuest, name: str, mib: int) -> Window:
     backend = {"qom-type": "memory-backend-ram", "id": f"{name}-memory", "size": mib << 20}
     guest.monitor("object-add", dict(backend))
     guest.monitor("device_add", {"driver": "pc-dimm", "id": name, "memdev": f"{name}-memory"})
-    devices = guest.monitor("query-memory-devices")
-    assert isinstance(devices, list)
-    (gpa,) = [item["data"]["addr"] for item in devices if item["data"].get("id") == name]
-    return guest.window(gpa, mib * _PAGES_PER_MIB)
+    return guest.window(int(_memory_device(guest, name)["addr"]), mib * _PAGES_PER_MIB)
 
 
 def unplug(guest: LinuxGuest, name: str) -> None:
@@ -39,6 +42,22 @@ def unplug(guest: LinuxGuest, name: str) -> None:
     guest.monitor("device_del", {"id": name})
     guest.qmp.wait_event("DEVICE_DELETED", _soon(guest, f"Unplugging {name}"), before)
     guest.monitor("object-del", {"id": f"{name}-memory"})
+
+
+def elastic(guest: LinuxGuest) -> Window:
+    """Where the memory is that resize() makes grow and shrink, all that there may ever be of it."""
+    device = _memory_device(guest, ELASTIC)
+    return guest.window(int(device["memaddr"]), int(device["max-size"]) // _PAGE_BYTES)
+
+
+def resize(guest: LinuxGuest, mib: int) -> None:
+    """Have the guest take or give back memory of its virtio-mem device, until it has so much."""
+    path = f"/machine/peripheral/{ELASTIC}"
+    guest.monitor("qom-set", {"path": path, "property": "requested-size", "value": mib << 20})
+    _soon(guest, "The virtio-mem device").poll(
+        lambda: int(_memory_device(guest, ELASTIC)["size"]) == mib << 20,
+        f"It does not come to {mib} MiB.",
+    )
 
 
 def migrate(source: LinuxGuest, target: LinuxGuest) -> None:
@@ -82,6 +101,14 @@ def _await_migration(guest: LinuxGuest) -> None:
         if status in ("failed", "cancelled"):
             raise LinuxGuestError(f"{guest.name} could not be migrated: {answer}")
     raise deadline.error(f"QEMU says: {answer}")
+
+
+def _memory_device(guest: LinuxGuest, name: str) -> dict[str, Any]:
+    """What QEMU says of a device that has memory."""
+    devices = guest.monitor("query-memory-devices")
+    assert isinstance(devices, list)
+    (data,) = [item["data"] for item in devices if item["data"].get("id") == name]
+    return dict(data)
 
 
 def _balloon_mib(guest: LinuxGuest) -> int:

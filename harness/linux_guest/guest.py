@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import re
 from collections.abc import Sequence
 
@@ -21,10 +22,12 @@ from harness.errors import (
     HarnessError,
     HostLostError,
     LinuxGuestError,
+    OracleUnavailable,
     QmpError,
     Violation,
 )
 from harness.guest.observation import View
+from harness.guest.process import memory_statistics
 from harness.guest.session import Session
 from harness.image import layout
 from harness.linux_guest.beats import FAILED, READY, Counters, Serial
@@ -43,6 +46,7 @@ _SILENCE_FACTOR = 6.0
 emulation ours runs on while a host waits for a CPU."""
 
 _COMMAND_SECONDS = 60.0
+_END_SECONDS = 120.0
 _MONITOR_SECONDS = 30.0
 _KILLED = 128 + 9
 _SETTLE_SECONDS = 3.0
@@ -84,7 +88,7 @@ class LinuxGuest:
     """A Linux guest whose QEMU runs in the host; made by LinuxGuests.
 
     ``pid``, ``vm_fd``, ``hva``, ``gpa`` and ``pages`` say where its memory is, from the second MiB
-    on, for oracles that look from outside.
+    on, for oracles that look from outside. ``cgroup`` is QEMU's alone.
     """
 
     def __init__(
@@ -97,9 +101,11 @@ class LinuxGuest:
         qmp: Qmp,
         pid: int,
         keys: RunKeys,
+        cgroup: str,
     ) -> None:
         self.session = session
         self.spec = spec
+        self.cgroup = cgroup
         self.name = name
         self.serial = serial
         self.qmp = qmp
@@ -235,6 +241,13 @@ class LinuxGuest:
         self.process.status(self._soon(f"The end of {self.name}"))
         self._gone = True
 
+    def await_end(self) -> int:
+        """Wait until somebody else has ended QEMU, as the OOM killer; its exit status."""
+        deadline = Deadline.after(_END_SECONDS * self.pace, f"The end of {self.name}")
+        status = self.process.status(deadline)
+        self._gone = True
+        return status
+
     def close(self) -> None:
         """End the guest, however it is doing."""
         if self._shell is not None:
@@ -280,19 +293,38 @@ class LinuxGuest:
         answer = self.monitor("query-status")
         return str(answer["status"]) if isinstance(answer, dict) else ""
 
+    def limit(self, name: str, value: int | str) -> None:
+        """Set a limit of this guest alone, as ``memory.max``, in bytes or ``max``."""
+        self.session.ask("write", path=f"{self.cgroup}/{name}", text=str(value))
+
+    def memory_statistics(self) -> dict[str, int]:
+        """What this guest alone is charged for; see the function of that name."""
+        return memory_statistics(self.session, self.cgroup)
+
+    def oom_kills(self) -> int:
+        """How many of its processes the OOM killer has killed: QEMU, if any."""
+        lines = self.session.read(f"{self.cgroup}/memory.events").splitlines()
+        return int(dict(line.split() for line in lines)["oom_kill"])
+
     def collapse(self) -> int:
         """Have the host's kernel collapse the memory to large pages; how many it made.
 
-        The kernel may refuse each at any time, as while a page is being used.
+        The kernel may refuse each at any time, as while a page is being used. Raises
+        OracleUnavailable before commit 7d8faaf15545 ("mm/madvise: introduce MADV_COLLAPSE sync
+        hugepage collapse") (in v6.1), when no kernel knew how.
         """
-        made = 0
-        for address in range(_up(self.hva), self.hva + (self.pages << 12) - _LARGE + 1, _LARGE):
-            with contextlib.suppress(OSError):
+        refused: list[int | None] = []
+        addresses = range(_up(self.hva), self.hva + (self.pages << 12) - _LARGE + 1, _LARGE)
+        for address in addresses:
+            try:
                 self.session.ask(
                     "advise", pid=self.pid, address=address, size=_LARGE, advice="collapse"
                 )
-                made += 1
-        return made
+            except OSError as error:
+                refused.append(error.errno)
+        if refused == [errno.EINVAL] * len(addresses):
+            raise OracleUnavailable("The host's kernel has no MADV_COLLAPSE, which came with v6.1.")
+        return len(addresses) - len(refused)
 
     # Where things are.
 
@@ -308,15 +340,15 @@ class LinuxGuest:
             raise LinuxGuestError(f"QEMU does not say where {gpa:#x} is: {visible(answer)}")
         return int(found[1], 16)
 
-    def descriptor(self, target: str) -> int:
+    def descriptor(self, pattern: str) -> int:
         """The file descriptor of QEMU that leads to something whose name begins so."""
         script = 'cd "/proc/$1/fd" && for fd in *; do echo "$fd $(readlink "$fd")"; done'
         listed = self.on_host(["sh", "-c", script, "sh", str(self.pid)]).stdout
         for line in listed.splitlines():
             number, _, name = line.partition(" ")
-            if name.startswith(target):
+            if re.match(pattern, name):
                 return int(number)
-        raise LinuxGuestError(f"QEMU of {self.name} has no open {target}.")
+        raise LinuxGuestError(f"QEMU of {self.name} has no open {pattern}.")
 
     # How it is doing.
 

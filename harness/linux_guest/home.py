@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Where Linux guests live on a host: their image, their cgroup, and the making of them."""
+"""Where Linux guests live on a host: their image, their cgroups, and the making of them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import secrets
 from collections.abc import Iterator
 
 from harness.deadline import Deadline
-from harness.errors import HarnessError, LinuxGuestError
+from harness.errors import HarnessError, LinuxGuestError, OracleUnavailable
 from harness.guest.session import Session
 from harness.image import layout
 from harness.image.linux_guest import LinuxImage, linux_seed
@@ -29,14 +29,18 @@ _START_SECONDS = 30.0
 _FILES = "/var/tmp/mmu-linux-guest"  # noqa: S108 - on the host's disk, and nobody else is there
 _CGROUPS = "/sys/fs/cgroup"
 
+_CONSOLE_BYTES = 1 << 20
+"""What a guest that is well says in an hour."""
+
 _ENTER = 'echo $$ >"$1/cgroup.procs" && echo $$ && shift && exec "$@"'
-_FOLLOW = ': >"$1"; exec tail -c +1 -f "$1"'
+# The memory of the log is made by us, so that none of it is charged to the guest.
+_FOLLOW = ': >"$1"; fallocate -n -l "$2" "$1"; exec tail -c +1 -f "$1"'
 _COMBINE = 'cat "$1" "$2" >"$3"'
 
 
 @dataclasses.dataclass(frozen=True)
 class _Place:
-    """A cgroup for guests, and the files and keys with which they boot."""
+    """A cgroup for those of guests, and the files and keys with which they boot."""
 
     cgroup: str
     kernel: str
@@ -46,7 +50,7 @@ class _Place:
 
 
 class LinuxGuests:
-    """The Linux guests of one test; all are in the memory cgroup ``cgroup``."""
+    """The Linux guests of one test; the memory cgroups of all of them are in ``cgroup``."""
 
     def __init__(self, session: Session, place: _Place) -> None:
         self.session = session
@@ -54,15 +58,15 @@ class LinuxGuests:
 
     @property
     def cgroup(self) -> str:
-        """The directory of the cgroup of all guests."""
+        """The directory of the cgroup that those of all guests are in."""
         return self._place.cgroup
 
     def limit(self, name: str, value: int | str) -> None:
-        """Set a limit of the cgroup, as ``memory.high``, in bytes or ``max``."""
+        """Set a limit of all guests together, as ``memory.high``, in bytes or ``max``."""
         self.session.ask("write", path=f"{self.cgroup}/{name}", text=str(value))
 
     def statistics(self) -> dict[str, int]:
-        """memory.stat and memory.events of the cgroup."""
+        """memory.stat and memory.events of all guests together."""
         lines = [
             line
             for name in ("memory.stat", "memory.events")
@@ -86,18 +90,21 @@ class LinuxGuests:
             serial=f"{layout.RUN_DIRECTORY}/{name}.serial",
             memory=f"{_FILES}/{name}.memory",
             disk=f"{_FILES}/{name}.disk",
+            window=f"{_FILES}/{name}.window",
         )
+        cgroup = f"{self.cgroup}/{name}"
         with contextlib.ExitStack() as stack:
-            follower = host.background(["sh", "-c", _FOLLOW, "sh", paths.serial], boot)
+            stack.enter_context(_cgroup(self.session, cgroup))
+            follower = host.background(
+                ["sh", "-c", _FOLLOW, "sh", paths.serial, str(_CONSOLE_BYTES)], boot
+            )
             serial = Serial(follower)
             stack.callback(self._keep, name, serial)
             stack.callback(serial.close)
             if spec.disk_mib:
                 host.run(["truncate", f"--size={spec.disk_mib}M", paths.disk], boot)
             process = stack.enter_context(
-                host.background(
-                    ["sh", "-c", _ENTER, "sh", self.cgroup, *argv(spec, paths, name)], boot
-                )
+                host.background(["sh", "-c", _ENTER, "sh", cgroup, *argv(spec, paths, name)], boot)
             )
             pid = _pid(process, boot, name)
             stack.callback(self._end, pid, paths)
@@ -105,7 +112,7 @@ class LinuxGuests:
                 connected_over(process, host.directory / f"{name}.qmp.log", boot)
             )
             guest = LinuxGuest(
-                self.session, spec, name, process, serial, qmp, pid, self._place.keys
+                self.session, spec, name, process, serial, qmp, pid, self._place.keys, cgroup
             )
             if not spec.incoming:
                 guest.await_ready(self._place.nonce, boot)
@@ -127,7 +134,8 @@ class LinuxGuests:
         """Have nothing left of a guest, whether its end was orderly or not."""
         deadline = Deadline.after(_START_SECONDS * self.session.host.facts.pace, "Ending a guest")
         script = 'kill -KILL "$1" 2>/dev/null; shift; rm -f "$@"'
-        words = ["sh", "-c", script, "sh", str(pid), paths.memory, paths.serial, paths.disk]
+        files = (paths.memory, paths.serial, paths.disk, paths.window)
+        words = ["sh", "-c", script, "sh", str(pid), *files]
         with contextlib.suppress(HarnessError):
             self.session.host.run(words, deadline)
 
@@ -137,9 +145,10 @@ def linux_guests(session: Session, image: LinuxImage) -> Iterator[LinuxGuests]:
     """A place for Linux guests on the host of ``session``, gone when the context closes.
 
     The image is brought to the host when its first guest is wanted, so that hosts without Linux
-    guests boot no slower for them.
+    guests boot no slower for them. Raises OracleUnavailable on a kernel without memory cgroups.
     """
     host = session.host
+    _require_memory_cgroups(session)
     deadline = Deadline.after(_PUT_SECONDS * host.facts.pace, "Bringing the image of Linux guests")
     kernel, base = f"{_FILES}/{image.digest}.kernel", f"{_FILES}/{image.digest}.initramfs"
     if not session.ask("exists", path=base):
@@ -159,15 +168,37 @@ def linux_guests(session: Session, image: LinuxImage) -> Iterator[LinuxGuests]:
     host.run(["sh", "-c", _COMBINE, "sh", base, f"{initramfs}.seed", initramfs], deadline)
     cgroup = f"{_CGROUPS}/{name}"
     session.ask("make_directory", path=cgroup)
+    session.ask("write", path=f"{cgroup}/cgroup.subtree_control", text="+memory")
     place = _Place(cgroup, kernel, initramfs, nonce, keys)
     yield LinuxGuests(session, place)
-    deadline = Deadline.after(_START_SECONDS * host.facts.pace, "Removing the guests' cgroup")
+    deadline = Deadline.after(_START_SECONDS * host.facts.pace, "Removing a guest's files")
     host.run(["rm", "-f", initramfs, f"{initramfs}.seed"], deadline)
-    _remove(session, cgroup, deadline)
+    _remove(session, cgroup)
 
 
-def _remove(session: Session, cgroup: str, deadline: Deadline) -> None:
+def _require_memory_cgroups(session: Session) -> None:
+    control = f"{_CGROUPS}/cgroup.subtree_control"
+    if not session.ask("exists", path=control) or "memory" not in session.read(control).split():
+        raise OracleUnavailable("The host's kernel has no memory cgroups (MEMCG).")
+
+
+@contextlib.contextmanager
+def _cgroup(session: Session, path: str) -> Iterator[None]:
+    """A cgroup for the processes of one guest."""
+    session.ask("make_directory", path=path)
+    try:
+        yield
+    except BaseException:
+        # What failed matters more than what is left of it.
+        with contextlib.suppress(HarnessError):
+            _remove(session, path)
+        raise
+    _remove(session, path)
+
+
+def _remove(session: Session, cgroup: str) -> None:
     """Remove a cgroup, which a process leaves only a moment after its end was told."""
+    deadline = Deadline.after(_START_SECONDS * session.host.facts.pace, "Removing a cgroup")
     deadline.poll(
         lambda: session.host.run(["rmdir", cgroup], deadline, check=False).status == 0,
         "A process is still in it.",

@@ -43,6 +43,16 @@ BACKINGS: Final = {
 }
 """What the guest's memory can be, as QEMU's memory backends."""
 
+WINDOWS: Final = {
+    # Without the seals that QEMU puts on such files, so that others may change their size.
+    "memfd": "memory-backend-memfd,share=on,seal=off",
+    "file": "memory-backend-file,share=on,mem-path={path}",
+}
+"""What memory that is shared with others can be."""
+
+ELASTIC: Final = "virtio-mem"
+"""The name of the device with memory that grows and shrinks."""
+
 
 @dataclasses.dataclass(frozen=True)
 class LinuxGuestSpec:
@@ -53,9 +63,10 @@ class LinuxGuestSpec:
     ``workload_mib`` is what its workload verifies without end, with patterns made from ``seed``;
     guests with equal seeds have equal pages. ``merge`` leaves the memory to KSM, ``reporting`` has
     the guest give back what it does not use. ``pluggable_mib`` is how much memory can be plugged in
-    later, ``window_mib`` the size of shared memory that is no RAM of the guest, but a PCI device,
-    and ``disk_mib`` that of a disk. A guest that is ``incoming`` does not boot, but waits for
-    another's migration, from a guest of the same description.
+    later as DIMMs, and ``elastic_mib`` that of a virtio-mem device, which begins with none.
+    ``window_mib`` is the size of shared memory of the kind ``window`` that is no RAM of the guest,
+    but a PCI device, and ``disk_mib`` that of a disk. A guest that is ``incoming`` does not boot,
+    but waits for another's migration, from a guest of the same description.
     """
 
     memory_mib: int = 128
@@ -66,7 +77,9 @@ class LinuxGuestSpec:
     merge: bool = False
     reporting: bool = False
     pluggable_mib: int = 0
+    elastic_mib: int = 0
     window_mib: int = 0
+    window: str = "memfd"
     disk_mib: int = 0
     incoming: bool = False
 
@@ -80,6 +93,7 @@ class LinuxGuestPaths:
     serial: str
     memory: str
     disk: str
+    window: str
 
 
 def kernel_command_line(spec: LinuxGuestSpec) -> str:
@@ -105,10 +119,12 @@ def argv(spec: LinuxGuestSpec, paths: LinuxGuestPaths, name: str) -> tuple[str, 
     words += ["-device", "virtio-net-pci,netdev=net,romfile="]
     reporting = "on" if spec.reporting else "off"
     words += ["-device", f"virtio-balloon-pci,id=balloon,free-page-reporting={reporting}"]
+    if spec.elastic_mib:
+        words += ["-object", f"memory-backend-ram,id=elastic,size={spec.elastic_mib}M"]
+        words += ["-device", f"virtio-mem-pci,id={ELASTIC},memdev=elastic,requested-size=0"]
     if spec.window_mib:
-        # Without the seals that QEMU puts on such files, so that others may change their size.
-        window = f"memory-backend-memfd,id=window,share=on,seal=off,size={spec.window_mib}M"
-        words += ["-object", window]
+        window = WINDOWS[spec.window].format(path=paths.window)
+        words += ["-object", f"{window},id=window,size={spec.window_mib}M"]
         words += ["-device", "ivshmem-plain,memdev=window"]
     if spec.disk_mib:
         # With the host's page cache, which competes with guests for memory as it does in the field.
@@ -121,9 +137,8 @@ def argv(spec: LinuxGuestSpec, paths: LinuxGuestPaths, name: str) -> tuple[str, 
 
 def _memory(spec: LinuxGuestSpec) -> str:
     size = f"{spec.memory_mib}M"
-    if not spec.pluggable_mib:
-        return size
-    return f"{size},slots=4,maxmem={spec.memory_mib + spec.pluggable_mib}M"
+    more = spec.pluggable_mib + spec.elastic_mib
+    return f"{size},slots=4,maxmem={spec.memory_mib + more}M" if more else size
 
 
 def _backend(spec: LinuxGuestSpec, paths: LinuxGuestPaths) -> str:

@@ -33,6 +33,9 @@ _WRITE = "while dd if=/dev/zero of=/dev/vda bs=1M conv=fsync; do :; done >/dev/n
 
 _PAGE_BYTES = 4096
 
+_WINDOW_FILES = {"memfd": "/memfd:", "file": r".*\.window$"}
+"""How the file is called to which a descriptor of QEMU leads."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
@@ -60,8 +63,20 @@ def second_workload(guest: LinuxGuest, mib: int, seed: int, file: str = "") -> I
     guest.run(["sh", "-c", 'kill -KILL "$1"; rm "$2" "$3"', "sh", started.strip(), orders, answers])
 
 
-def shared_window(guest: LinuxGuest) -> tuple[Window, str]:
-    """The memory that a guest shares through a PCI device, and the file that maps it in the guest.
+@dataclasses.dataclass(frozen=True)
+class Shared:
+    """Memory that a guest shares with others: what oracles see of it, and its files.
+
+    ``inside`` is the file in the guest that maps it, ``outside`` the one in the host.
+    """
+
+    window: Window
+    inside: str
+    outside: str
+
+
+def shared_window(guest: LinuxGuest) -> Shared:
+    """The memory that a guest shares through a PCI device.
 
     Raises LinuxGuestError when the guest has none.
     """
@@ -69,7 +84,9 @@ def shared_window(guest: LinuxGuest) -> tuple[Window, str]:
     if len(found) != 4:
         raise LinuxGuestError(f"{guest.name} finds no device with shared memory.")
     first, last = int(found[0], 16), int(found[1], 16)
-    return guest.window(first, (last + 1 - first) // _PAGE_BYTES), found[3]
+    window = guest.window(first, (last + 1 - first) // _PAGE_BYTES)
+    number = guest.descriptor(_WINDOW_FILES[guest.spec.window])
+    return Shared(window, found[3], f"/proc/{guest.pid}/fd/{number}")
 
 
 def touch(guest: LinuxGuest, mib: int) -> None:

@@ -18,7 +18,7 @@ from harness.deadline import Deadline
 from harness.errors import KERNEL_LOG, OracleUnavailable, ProbeError, Violation
 from harness.guest.observation import Residency, Visit
 from harness.guest.probe import ProbeGuest
-from harness.guest.process import ProbeProcess
+from harness.guest.process import Charged, ProbeProcess
 from harness.machine.host import Host
 from harness.machine.mmu import Mmu
 from harness.oracle import notifier
@@ -286,7 +286,7 @@ class Evidence(Answers):
         wrong = [f"{len(away)} pages are not, the first is {away[0]}"] if away else []
         self._judge("reclaim", "every page back in memory", wrong, page=next(iter(away), None))
 
-    def memory_given_back(self, guest: ProbeProcess) -> None:
+    def memory_given_back(self, guest: Charged) -> None:
         """The cgroup of a dead guest is charged for no memory, swap or page table any more."""
         most = dict.fromkeys(("anon", "shmem", "swapcached", "pagetables", "sec_pagetables"), 0)
         # A page that nobody maps but somebody references is on these lists only.

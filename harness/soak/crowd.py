@@ -112,6 +112,7 @@ class Crowd:
         frames = self._evidence.frames(member.guest)
         self._ended_verified += member.guest.counters.verified
         member.guest.kill()
+        self._evidence.memory_given_back(member.guest)
         self._members.remove(member)
         member.stack.close()
         for other in self.guests[:1]:

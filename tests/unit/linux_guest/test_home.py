@@ -15,13 +15,14 @@ from test_beats import Console, beat
 
 from harness.command import Completed
 from harness.deadline import Deadline
-from harness.errors import HostLostError, LinuxGuestError
+from harness.errors import HostLostError, LinuxGuestError, OracleUnavailable
 from harness.image.linux_guest import LinuxImage
 from harness.linux_guest import home
 from harness.linux_guest.home import LinuxGuests, linux_guests
 from harness.linux_guest.spec import LinuxGuestSpec
 
 FDS = "9 anon_inode:kvm-vm\n"
+CONTROLLERS = "/sys/fs/cgroup/cgroup.subtree_control"
 USERNET = "TCP[HOST_FORWARD]  12  127.0.0.1 40321 10.0.2.15 22\n"
 
 
@@ -88,6 +89,7 @@ class FakeSession:
     def __init__(self, host: FakeHost) -> None:
         self.host = host
         self.asked: list[tuple[str, dict[str, Any]]] = []
+        self.controllers = "cpuset memory\n"
         self._numbers = itertools.count(1)
 
     def new_name(self, kind: str) -> str:
@@ -95,9 +97,12 @@ class FakeSession:
 
     def ask(self, op: str, **arguments: Any) -> Any:
         self.asked.append((op, arguments))
-        return op == "exists" and arguments["path"] in self.host.files
+        path = arguments["path"]
+        return op == "exists" and (path == CONTROLLERS or path in self.host.files)
 
     def read(self, path: str) -> str:
+        if path == CONTROLLERS:
+            return self.controllers
         return "anon 4096\n" if path.endswith("stat") else "oom_kill 0\n"
 
 
@@ -159,11 +164,13 @@ def test_the_image_comes_to_a_host_once_and_the_seed_each_time(
         assert len(host.files) == 4
 
 
-def test_guests_are_in_one_cgroup_that_goes(
+def test_guests_are_in_cgroups_in_one_that_goes(
     session: FakeSession, host: FakeHost, image: LinuxImage
 ) -> None:
     with place(session, image) as guests:
-        assert ("make_directory", {"path": guests.cgroup}) in session.asked
+        made = ("make_directory", {"path": guests.cgroup})
+        handed_on = {"path": f"{guests.cgroup}/cgroup.subtree_control", "text": "+memory"}
+        assert session.asked[-2:] == [made, ("write", handed_on)]
         guests.limit("memory.high", 4096)
         assert session.asked[-1] == (
             "write",
@@ -171,6 +178,14 @@ def test_guests_are_in_one_cgroup_that_goes(
         )
         assert guests.statistics() == {"anon": 4096, "oom_kill": 0}
     assert host.ran[-1] == ("rmdir", guests.cgroup)
+
+
+def test_a_kernel_without_memory_cgroups_is_said_to_lack_them(
+    session: FakeSession, image: LinuxImage
+) -> None:
+    session.controllers = "cpuset\n"
+    with pytest.raises(OracleUnavailable, match="MEMCG"), place(session, image):
+        pytest.fail("there is no place")
 
 
 def test_a_guest_runs_in_the_cgroup_and_leaves_its_console(
@@ -183,12 +198,14 @@ def test_a_guest_runs_in_the_cgroup_and_leaves_its_console(
             assert guest.counters.passes == 3
             qemu = host.started[-1]
             assert qemu[:2] == ("sh", "-c")
-            assert guests.cgroup in qemu
+            assert guest.cgroup == f"{guests.cgroup}/{guest.name}"
+            assert guest.cgroup in qemu
+            assert ("make_directory", {"path": guest.cgroup}) in session.asked
             assert any(words[0] == "truncate" for words in host.ran)
         assert ("kill", "-KILL", "77") in host.ran
-        last = host.ran[-1]
-        assert last[0] == "sh"
-        assert any(word.endswith(".disk") for word in last)
+        removed, gone = host.ran[-2:]
+        assert any(word.endswith(".disk") for word in removed)
+        assert gone == ("rmdir", guest.cgroup)
     logs = {path.name: path.read_text() for path in host.directory.iterdir()}
     assert logs[f"{guest.name}.qmp.log"] == "traffic"
     assert "mmu-guest: ready" in logs[f"{guest.name}.serial.log"]
@@ -207,6 +224,7 @@ def test_a_guest_that_does_not_come_up_is_told_and_its_console_kept(
     (log,) = host.directory.glob("*.serial.log")
     assert "no SSH server" in log.read_text()
     assert any("kill -KILL" in " ".join(words) for words in host.ran)
+    assert any(words[0] == "rmdir" for words in host.ran)
 
 
 def test_a_qemu_that_does_not_start_is_told(

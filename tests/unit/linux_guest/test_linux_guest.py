@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 from collections.abc import Sequence
 from types import SimpleNamespace
@@ -20,18 +21,36 @@ from harness.errors import (
     HostLostError,
     KernelSplat,
     LinuxGuestError,
+    OracleUnavailable,
     QmpError,
     Violation,
 )
 from harness.linux_guest.beats import Serial
-from harness.linux_guest.changes import plug, set_balloon, snapshotting, unplug
+from harness.linux_guest.changes import (
+    elastic,
+    plug,
+    resize,
+    set_balloon,
+    snapshotting,
+    unplug,
+)
 from harness.linux_guest.guest import STALL_SECONDS, LinuxGuest, watch_for
 from harness.linux_guest.spec import LinuxGuestSpec
 from harness.machine.ssh import RunKeys
 
 PANIC = b"[   12.345678] Kernel panic - not syncing: Attempted to kill init! exitcode=0x0000000b"
 LOCKUP = b"[   12.345678] watchdog: BUG: soft lockup - CPU#0 stuck for 26s! [workload:77]"
-FDS = "0 /dev/null\n7 anon_inode:kvm\n9 anon_inode:kvm-vm\n12 /memfd:window (deleted)\n"
+FDS = (
+    "0 /dev/null\n7 anon_inode:kvm\n9 anon_inode:kvm-vm\n12 /memfd:window (deleted)\n"
+    "14 /var/tmp/linux1.window\n"
+)
+CGROUP = "/sys/fs/cgroup/all/linux1"
+FILES = {
+    f"{CGROUP}/memory.stat": "anon 4096\nfile 0\n",
+    f"{CGROUP}/memory.current": "8192\n",
+    f"{CGROUP}/memory.swap.current": "0\n",
+    f"{CGROUP}/memory.events": "max 3\noom_kill 1\n",
+}
 USERNET = "  Protocol[State]    FD  Source\n  TCP[HOST_FORWARD]  12  127.0.0.1 40321 10.0.2.15 22\n"
 
 
@@ -125,17 +144,36 @@ class FakeProcess:
 def parts() -> SimpleNamespace:
     """What a guest is made of, to be broken by a test."""
     return SimpleNamespace(
-        host=FakeHost(), qmp=FakeQmp(), process=FakeProcess(), serial=Serial(Console())
+        host=FakeHost(),
+        qmp=FakeQmp(),
+        process=FakeProcess(),
+        serial=Serial(Console()),
+        told=[],
+        refusals=[],
     )
 
 
 @pytest.fixture
 def guest(parts: SimpleNamespace) -> LinuxGuest:
     """A guest that runs and has said something."""
-    session: Any = SimpleNamespace(host=parts.host)
+
+    def ask(op: str, **arguments: Any) -> None:
+        parts.told.append((op, arguments))
+        if parts.refusals:
+            raise OSError(parts.refusals.pop(), "refused")
+
+    session: Any = SimpleNamespace(host=parts.host, ask=ask, read=FILES.__getitem__)
     keys: Any = None
     made = LinuxGuest(
-        session, LinuxGuestSpec(), "linux1", parts.process, parts.serial, parts.qmp, 77, keys
+        session,
+        LinuxGuestSpec(),
+        "linux1",
+        parts.process,
+        parts.serial,
+        parts.qmp,
+        77,
+        keys,
+        CGROUP,
     )
     parts.serial.take(b"mmu-guest: ready n0nce\r")
     made.await_ready("n0nce", soon())
@@ -152,6 +190,7 @@ def test_where_its_memory_is_comes_from_qemu(guest: LinuxGuest) -> None:
     assert guest.gpa == 1 << 20
     assert guest.pages == (128 - 1) * 256
     assert guest.descriptor("/memfd:") == 12
+    assert guest.descriptor(r".*\.window$") == 14
     with pytest.raises(LinuxGuestError, match="no open /nothing"):
         guest.descriptor("/nothing")
 
@@ -164,9 +203,18 @@ def test_a_guest_that_is_well_is_let_be(guest: LinuxGuest) -> None:
 def test_a_boot_that_fails_says_why(parts: SimpleNamespace, guest: LinuxGuest) -> None:
     serial = Serial(Console())
     parts.process.stderr_tail = "qemu: no such rom"
+    keys: Any = None
     booting = LinuxGuest(
-        guest.session, LinuxGuestSpec(), "linux2", parts.process, serial, parts.qmp, 78, None  # type: ignore[arg-type]
-    )  # fmt: skip
+        guest.session,
+        LinuxGuestSpec(),
+        "linux2",
+        parts.process,
+        serial,
+        parts.qmp,
+        78,
+        keys,
+        CGROUP,
+    )
     serial.take(b"mmu-guest: boot failed: no network\r")
     with pytest.raises(LinuxGuestError, match=r"linux2 did not come up: no network[\s\S]*such rom"):
         booting.await_ready("n0nce", soon())
@@ -361,6 +409,48 @@ def test_killing_waits_for_the_end(parts: SimpleNamespace, guest: LinuxGuest) ->
         guest.check()
 
 
+def test_an_end_by_others_is_waited_for(parts: SimpleNamespace, guest: LinuxGuest) -> None:
+    parts.process.end = 137
+    assert guest.await_end() == 137
+    asked = list(parts.host.asked)
+    guest.close()
+    assert parts.host.asked == asked, "nobody is left to be killed"
+
+
+def test_its_cgroup_is_its_own(parts: SimpleNamespace, guest: LinuxGuest) -> None:
+    guest.limit("memory.max", 4096)
+    assert parts.told == [("write", {"path": f"{CGROUP}/memory.max", "text": "4096"})]
+    assert guest.memory_statistics() == {
+        "anon": 4096,
+        "file": 0,
+        "memory.current": 8192,
+        "memory.swap.current": 0,
+    }
+    assert guest.oom_kills() == 1
+
+
+def test_large_pages_are_made_where_the_kernel_lets_them(
+    parts: SimpleNamespace, guest: LinuxGuest
+) -> None:
+    parts.refusals += [errno.EAGAIN, errno.EINVAL]
+    made = guest.collapse()
+    assert made == len(parts.told) - 2
+    starts = [arguments["address"] for _, arguments in parts.told]
+    assert not any(start % (2 << 20) for start in starts)
+    assert guest.hva <= starts[0] < starts[-1] + (2 << 20) <= guest.hva + guest.pages * 4096
+
+
+def test_a_kernel_that_cannot_collapse_on_request_is_not_blamed(
+    parts: SimpleNamespace, guest: LinuxGuest
+) -> None:
+    parts.refusals += [errno.EINVAL] * 100
+    with pytest.raises(OracleUnavailable, match="MADV_COLLAPSE"):
+        guest.collapse()
+    # One that knows how, but may not, is another matter.
+    parts.refusals[:] = [errno.EINVAL] * 99 + [errno.EAGAIN]
+    assert guest.collapse() == 0
+
+
 def test_a_migration_that_fails_is_told(parts: SimpleNamespace, guest: LinuxGuest) -> None:
     parts.qmp.answers["query-migrate"] = {"status": "failed", "error-desc": "no room"}
     with (
@@ -386,6 +476,25 @@ def test_memory_that_is_plugged_in_is_where_qemu_says(
         "object-del",
     ]
     assert parts.qmp.asked[-2] == ("DEVICE_DELETED", 2)
+
+
+def test_memory_grows_and_shrinks_when_the_guest_has_done_so(
+    parts: SimpleNamespace, guest: LinuxGuest
+) -> None:
+    device = {
+        "id": "virtio-mem", "memaddr": 1 << 32, "max-size": 256 << 20, "size": 64 << 20,
+    }  # fmt: skip
+    parts.qmp.answers["query-memory-devices"] = [{"data": device}]
+    window = elastic(guest)
+    assert (window.gpa, window.pages) == (1 << 32, 256 * 256)
+    resize(guest, 64)
+    (_, wish), *looks = parts.qmp.asked[-2:]
+    assert wish == {
+        "path": "/machine/peripheral/virtio-mem",
+        "property": "requested-size",
+        "value": 64 << 20,
+    }
+    assert looks == [("query-memory-devices", None)]
 
 
 def test_a_balloon_is_awaited(parts: SimpleNamespace, guest: LinuxGuest) -> None:

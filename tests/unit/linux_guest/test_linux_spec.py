@@ -15,7 +15,7 @@ from harness.linux_guest.spec import (
     kernel_command_line,
 )
 
-PATHS = LinuxGuestPaths("/k", "/i", "/s", "/m", "/d")
+PATHS = LinuxGuestPaths("/k", "/i", "/s", "/m", "/d", "/w")
 
 
 def values(words: tuple[str, ...], option: str) -> list[str]:
@@ -60,11 +60,26 @@ def test_options_bring_their_devices() -> None:
     )
     words = argv(spec, PATHS, "x")
     assert values(words, "-m") == ["128M,slots=4,maxmem=256M"]
-    assert "memory-backend-memfd,id=window,share=on,seal=off,size=8M" in values(words, "-object")
+    assert "memory-backend-memfd,share=on,seal=off,id=window,size=8M" in values(words, "-object")
     assert "ivshmem-plain,memdev=window" in values(words, "-device")
     assert any("free-page-reporting=on" in word for word in values(words, "-device"))
     assert values(words, "-drive")[0].startswith("file=/d,")
     assert values(words, "-incoming") == ["defer"]
+
+
+def test_memory_that_is_shared_may_be_a_file() -> None:
+    words = argv(LinuxGuestSpec(window_mib=8, window="file"), PATHS, "x")
+    shared = "memory-backend-file,share=on,mem-path=/w,id=window,size=8M"
+    assert shared in values(words, "-object")
+
+
+def test_memory_that_grows_begins_with_none() -> None:
+    words = argv(LinuxGuestSpec(elastic_mib=256), PATHS, "x")
+    assert values(words, "-m") == ["128M,slots=4,maxmem=384M"]
+    assert "memory-backend-ram,id=elastic,size=256M" in values(words, "-object")
+    (device,) = [word for word in values(words, "-device") if "virtio-mem" in word]
+    assert "memdev=elastic" in device
+    assert "requested-size=0" in device
 
 
 def test_the_guests_init_is_told_its_workload() -> None:

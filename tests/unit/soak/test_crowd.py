@@ -91,6 +91,11 @@ class FakeEvidence:
     def frames(self, guest: FakeGuest) -> tuple[int, ...]:
         return (guest.pid,)
 
+    def memory_given_back(self, guest: FakeGuest) -> None:
+        assert guest.killed
+        assert not guest.ended
+        self.asked.append(("given back by", guest.pid))
+
     def frames_returned(self, guest: FakeGuest, frames: tuple[int, ...]) -> None:
         self.asked.append((f"returned to {guest.pid}", frames))
 
@@ -165,5 +170,6 @@ def test_a_guest_is_replaced_and_what_it_verified_still_counts(home: FakeHome) -
         assert len(crowd.guests) == 2
     (gone,) = [guest for guest in home.made if guest.killed]
     assert gone.ended
-    assert evidence.asked[0][1] == (gone.pid,)
+    assert evidence.asked[0] == ("given back by", gone.pid)
+    assert evidence.asked[1][1] == (gone.pid,)
     assert seen[-1].verified == 100 + 200 + 300
