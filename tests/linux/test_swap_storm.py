@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import pytest
-from pressure import booted, limited, swapped, verified
+from pressure import MIB, booted, limited, swapped, verified
 
 from harness.guest.settings import no_swap
 from harness.linux_guest.guest import watch_for
@@ -54,6 +54,29 @@ def test_a_killed_guest_gives_all_back_and_the_other_does_not_notice(
         watch_for([victim, other], STORM_SECONDS / 2)
         frames = evidence.frames(victim)
         victim.kill()
+        evidence.memory_given_back(victim)
         evidence.frames_returned(other, frames)
         other.await_passes(2)
         verified([other], evidence)
+
+
+def test_a_guest_that_the_oom_killer_ends_gives_all_back_and_the_others_do_not_notice(
+    linux_guests: LinuxGuests, evidence: Evidence
+) -> None:
+    large, small = LinuxGuestSpec(), LinuxGuestSpec(memory_mib=96, workload_mib=20, seed=2)
+    too_little = (large.workload_mib - 8) * MIB
+    with booted(linux_guests, large, small, small) as (victim, *others):
+        victim.limit("memory.high", too_little)
+        watch_for([victim, *others], STORM_SECONDS / 2)
+        frames = evidence.frames(victim)
+        # What it needs next has no room any more, neither in memory nor in swap.
+        victim.limit("memory.swap.max", 0)
+        victim.limit("memory.max", too_little)
+        victim.limit("memory.high", "max")
+        victim.await_end()
+        evidence.equal("the OOM killer to end one process", [1], [victim.oom_kills()])
+        evidence.memory_given_back(victim)
+        evidence.frames_returned(others[0], frames)
+        for other in others:
+            other.await_passes(1)
+        verified(others, evidence)

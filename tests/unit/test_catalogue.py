@@ -36,7 +36,11 @@ UNPROVEN = {
         "shared_pages.py::test_a_balloon_takes_memory_and_gives_it_back",
         "shared_pages.py::test_what_a_guest_reports_as_free_is_free",
         "shared_pages.py::test_memory_comes_and_goes_with_a_dimm",
+        "shared_pages.py::test_memory_grows_and_shrinks_while_it_is_used",
         "shared_pages.py::test_what_another_process_punches_or_truncates_is_gone_for_the_guest",
+        "shared_pages.py::test_what_a_guest_has_in_files_is_on_the_disk_after_each_sync",
+        "swap_storm.py::test_a_guest_that_the_oom_killer_ends_gives_all_back_and_the_others_do_"
+        "not_notice",
         "swap_storm.py::test_a_killed_guest_gives_all_back_and_the_other_does_not_notice",
     )
 }
