@@ -29,10 +29,12 @@ def set_balloon(guest: LinuxGuest, mib: int) -> None:
 
 
 def plug(guest: LinuxGuest, name: str, mib: int) -> Window:
-    """Plug in more memory, and say where it is; a multiple of 128 MiB."""
+    """Plug in more memory, and say where it is once the guest has it; a multiple of 128 MiB."""
+    total = _total_mib(guest)
     backend = {"qom-type": "memory-backend-ram", "id": f"{name}-memory", "size": mib << 20}
     guest.monitor("object-add", dict(backend))
     guest.monitor("device_add", {"driver": "pc-dimm", "id": name, "memdev": f"{name}-memory"})
+    _await_memory(guest, total + mib)
     return guest.window(int(_memory_device(guest, name)["addr"]), mib * _PAGES_PER_MIB)
 
 
@@ -52,12 +54,16 @@ def elastic(guest: LinuxGuest) -> Window:
 
 def resize(guest: LinuxGuest, mib: int) -> None:
     """Have the guest take or give back memory of its virtio-mem device, until it has so much."""
+    total = _total_mib(guest)
+    more = mib - (int(_memory_device(guest, ELASTIC)["size"]) >> 20)
     path = f"/machine/peripheral/{ELASTIC}"
     guest.monitor("qom-set", {"path": path, "property": "requested-size", "value": mib << 20})
     _soon(guest, "The virtio-mem device").poll(
         lambda: int(_memory_device(guest, ELASTIC)["size"]) == mib << 20,
         f"It does not come to {mib} MiB.",
     )
+    if more > 0:
+        _await_memory(guest, total + more)
 
 
 def migrate(source: LinuxGuest, target: LinuxGuest) -> None:
@@ -101,6 +107,19 @@ def _await_migration(guest: LinuxGuest) -> None:
         if status in ("failed", "cancelled"):
             raise LinuxGuestError(f"{guest.name} could not be migrated: {answer}")
     raise deadline.error(f"QEMU says: {answer}")
+
+
+def _await_memory(guest: LinuxGuest, mib: int) -> None:
+    """Wait until the guest's kernel has taken memory in, which it does when QEMU has gone on."""
+    _soon(guest, "The memory").poll(
+        lambda: _total_mib(guest) >= mib, f"The guest does not have {mib} MiB."
+    )
+
+
+def _total_mib(guest: LinuxGuest) -> int:
+    """How much memory the guest's kernel says it has."""
+    words = guest.run(["grep", "MemTotal", "/proc/meminfo"]).stdout.split()
+    return int(words[1]) >> 10
 
 
 def _memory_device(guest: LinuxGuest, name: str) -> dict[str, Any]:

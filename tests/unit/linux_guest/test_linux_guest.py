@@ -461,13 +461,20 @@ def test_a_migration_that_fails_is_told(parts: SimpleNamespace, guest: LinuxGues
     assert ("migrate", {"uri": "exec:cat >/var/tmp/x"}) in parts.qmp.asked
 
 
-def test_memory_that_is_plugged_in_is_where_qemu_says(
-    parts: SimpleNamespace, guest: LinuxGuest
+def completed(text: str) -> Completed:
+    return Completed((), 0, text, "", 0.0)
+
+
+def test_memory_that_is_plugged_in_is_where_qemu_says_when_the_guest_has_it(
+    parts: SimpleNamespace, guest: LinuxGuest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    totals = iter([60, 60, 188])
+    monkeypatch.setattr(guest, "run", lambda argv: completed(f"MemTotal: {next(totals) << 10} kB"))
     devices = [{"data": {"id": "other", "addr": 1}}, {"data": {"id": "dimm", "addr": 1 << 32}}]
     parts.qmp.answers["query-memory-devices"] = devices
     window = plug(guest, "dimm", 128)
     assert (window.gpa, window.pages, window.pid) == (1 << 32, 128 * 256, guest.pid)
+    assert not list(totals), "it was awaited"
     unplug(guest, "dimm")
     # The event may come before the answer to the command that causes it.
     assert [what for what, _ in parts.qmp.asked[-3:]] == [
@@ -479,15 +486,26 @@ def test_memory_that_is_plugged_in_is_where_qemu_says(
 
 
 def test_memory_grows_and_shrinks_when_the_guest_has_done_so(
-    parts: SimpleNamespace, guest: LinuxGuest
+    parts: SimpleNamespace, guest: LinuxGuest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    totals = iter([60, 60, 124, 124])
+    monkeypatch.setattr(guest, "run", lambda argv: completed(f"MemTotal: {next(totals) << 10} kB"))
+
+    def grow(command: str, deadline: Deadline, arguments: object = None) -> object:
+        if command == "qom-set":
+            device["size"] = 64 << 20
+        return ask(command, deadline, arguments)
+
+    ask = parts.qmp.execute
+    monkeypatch.setattr(parts.qmp, "execute", grow)
     device = {
-        "id": "virtio-mem", "memaddr": 1 << 32, "max-size": 256 << 20, "size": 64 << 20,
+        "id": "virtio-mem", "memaddr": 1 << 32, "max-size": 256 << 20, "size": 0,
     }  # fmt: skip
     parts.qmp.answers["query-memory-devices"] = [{"data": device}]
     window = elastic(guest)
     assert (window.gpa, window.pages) == (1 << 32, 256 * 256)
     resize(guest, 64)
+    assert len(list(totals)) == 1, "it was awaited"
     (_, wish), *looks = parts.qmp.asked[-2:]
     assert wish == {
         "path": "/machine/peripheral/virtio-mem",
@@ -495,6 +513,10 @@ def test_memory_grows_and_shrinks_when_the_guest_has_done_so(
         "value": 64 << 20,
     }
     assert looks == [("query-memory-devices", None)]
+    # What goes down needs no wait for the guest's kernel, which has let go of it already.
+    device["size"] = 128 << 20
+    monkeypatch.setattr(guest, "run", lambda argv: completed("MemTotal: 65536 kB"))
+    resize(guest, 64)
 
 
 def test_a_balloon_is_awaited(parts: SimpleNamespace, guest: LinuxGuest) -> None:
