@@ -182,3 +182,15 @@ def memory_statistics(session: Session, cgroup: str) -> dict[str, int]:
     for name in ("memory.current", "memory.swap.current"):
         statistics[name] = int(session.read(f"{cgroup}/{name}"))
     return statistics
+
+
+def confine(session: Session, cgroup: str, size: int) -> None:
+    """Have a cgroup get by with ``size`` bytes from now on, through memory.high.
+
+    What it has more is reclaimed before, because a process far above memory.high is made to wait
+    for seconds each time that it wants a page: mem_cgroup_handle_over_high(), read in 6.12.
+    """
+    excess = int(session.read(f"{cgroup}/memory.current")) - size
+    if excess > 0:
+        session.ask("reclaim", cgroup=cgroup, size=excess)
+    session.ask("write", path=f"{cgroup}/memory.high", text=str(size))

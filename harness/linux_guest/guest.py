@@ -27,7 +27,7 @@ from harness.errors import (
     Violation,
 )
 from harness.guest.observation import View
-from harness.guest.process import memory_statistics
+from harness.guest.process import confine, memory_statistics
 from harness.guest.session import Session
 from harness.image import layout
 from harness.linux_guest.beats import FAILED, READY, Counters, Serial
@@ -296,6 +296,10 @@ class LinuxGuest:
     def limit(self, name: str, value: int | str) -> None:
         """Set a limit of this guest alone, as ``memory.max``, in bytes or ``max``."""
         self.session.ask("write", path=f"{self.cgroup}/{name}", text=str(value))
+
+    def confine(self, size: int) -> None:
+        """Have this guest alone get by with so many bytes."""
+        confine(self.session, self.cgroup, size)
 
     def memory_statistics(self) -> dict[str, int]:
         """What this guest alone is charged for; see the function of that name."""

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from harness.deadline import Deadline
 from harness.errors import HarnessError, LinuxGuestError, OracleUnavailable
+from harness.guest.process import confine
 from harness.guest.session import Session
 from harness.image import layout
 from harness.image.linux_guest import LinuxImage, linux_seed
@@ -64,6 +65,10 @@ class LinuxGuests:
     def limit(self, name: str, value: int | str) -> None:
         """Set a limit of all guests together, as ``memory.high``, in bytes or ``max``."""
         self.session.ask("write", path=f"{self.cgroup}/{name}", text=str(value))
+
+    def confine(self, size: int) -> None:
+        """Have all guests together get by with so many bytes."""
+        confine(self.session, self.cgroup, size)
 
     def statistics(self) -> dict[str, int]:
         """memory.stat and memory.events of all guests together."""

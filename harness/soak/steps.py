@@ -14,14 +14,14 @@ from harness.soak.crowd import Crowd
 
 def swap_storm(crowd: Crowd) -> None:
     """The guests have half of the memory that they want."""
-    crowd.home.limit("memory.high", crowd.bytes // 2)
+    crowd.home.confine(crowd.bytes // 2)
     crowd.watch_for(crowd.chance.uniform(4, 12))
     crowd.home.limit("memory.high", "max")
 
 
 def swap_off(crowd: Crowd) -> None:
     """What is in swap comes back at once."""
-    crowd.home.limit("memory.high", crowd.bytes // 2)
+    crowd.home.confine(crowd.bytes // 2)
     crowd.watch_for(3)
     crowd.home.limit("memory.high", "max")
     with no_swap(crowd.home.session):
@@ -60,7 +60,7 @@ def balloon(crowd: Crowd) -> None:
 
 def replace(crowd: Crowd) -> None:
     """A guest is killed under pressure, and another comes in its place."""
-    crowd.home.limit("memory.high", crowd.bytes // 2)
+    crowd.home.confine(crowd.bytes // 2)
     crowd.watch_for(2)
     crowd.replace_one()
     crowd.home.limit("memory.high", "max")

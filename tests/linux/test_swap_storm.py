@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import pytest
-from pressure import MIB, booted, limited, swapped, verified
+from pressure import MIB, audited, booted, limited, swapped, verified
 
 from harness.guest.settings import no_swap
 from harness.linux_guest.guest import watch_for
@@ -34,7 +34,7 @@ def test_guests_get_by_with_half_of_their_memory_and_then_without_swap(
             out, back = swapped(session)
             with limited(linux_guests, count * memory // 2):
                 watch_for(guests, STORM_SECONDS)
-                verified(guests, evidence)
+                audited(guests, evidence)
             now_out, now_back = swapped(session)
             evidence.at_least("reclaim", "pages swapped out", LEAST_SWAPPED, now_out - out)
             evidence.at_least("reclaim", "pages swapped in", LEAST_SWAPPED, now_back - back)
@@ -66,7 +66,7 @@ def test_a_guest_that_the_oom_killer_ends_gives_all_back_and_the_others_do_not_n
     large, small = LinuxGuestSpec(), LinuxGuestSpec(memory_mib=96, workload_mib=20, seed=2)
     too_little = (large.workload_mib - 8) * MIB
     with booted(linux_guests, large, small, small) as (victim, *others):
-        victim.limit("memory.high", too_little)
+        victim.confine(too_little)
         watch_for([victim, *others], STORM_SECONDS / 2)
         frames = evidence.frames(victim)
         # What it needs next has no room any more, neither in memory nor in swap.

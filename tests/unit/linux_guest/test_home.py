@@ -90,6 +90,7 @@ class FakeSession:
         self.host = host
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self.controllers = "cpuset memory\n"
+        self.current = 0
         self._numbers = itertools.count(1)
 
     def new_name(self, kind: str) -> str:
@@ -97,12 +98,14 @@ class FakeSession:
 
     def ask(self, op: str, **arguments: Any) -> Any:
         self.asked.append((op, arguments))
-        path = arguments["path"]
+        path = arguments.get("path")
         return op == "exists" and (path == CONTROLLERS or path in self.host.files)
 
     def read(self, path: str) -> str:
         if path == CONTROLLERS:
             return self.controllers
+        if path.endswith("memory.current"):
+            return f"{self.current}\n"
         return "anon 4096\n" if path.endswith("stat") else "oom_kill 0\n"
 
 
@@ -178,6 +181,20 @@ def test_guests_are_in_cgroups_in_one_that_goes(
         )
         assert guests.statistics() == {"anon": 4096, "oom_kill": 0}
     assert host.ran[-1] == ("rmdir", guests.cgroup)
+
+
+def test_what_guests_have_too_much_is_reclaimed_before_they_are_confined(
+    session: FakeSession, image: LinuxImage
+) -> None:
+    with place(session, image) as guests:
+        session.current = 9000
+        guests.confine(4096)
+        high = {"path": f"{guests.cgroup}/memory.high", "text": "4096"}
+        reclaimed = ("reclaim", {"cgroup": guests.cgroup, "size": 9000 - 4096})
+        assert session.asked[-2:] == [reclaimed, ("write", high)]
+        session.current = 100
+        guests.confine(4096)
+        assert session.asked[-2:] == [("write", high), ("write", high)]
 
 
 def test_a_kernel_without_memory_cgroups_is_said_to_lack_them(

@@ -45,7 +45,11 @@ class FakeCrowd:
     def __init__(self, seed: int = 1) -> None:
         self.limits: list[tuple[str, int | str]] = []
         self.session = FakeSession()
-        self.home = SimpleNamespace(session=self.session, limit=self._limit)
+        self.home = SimpleNamespace(
+            session=self.session,
+            limit=self._limit,
+            confine=lambda size: self._limit("memory.high", size),
+        )
         self.chance = random.Random(seed)
         self.bytes = 2 << 20
         self.memory_mib = 60
