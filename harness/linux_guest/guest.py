@@ -2,9 +2,9 @@
 """L0's handle of a Linux guest: QMP and SSH into it, its console, and what is wrong with it.
 
 Who is to blame for a guest that fails is told apart here. That its kernel panics, that its memory
-is not as it wrote it, that KVM cannot run it any more or that it stands still is the doing of the
-host's kernel, hence a Violation: the guest's own kernel and programs are stock. That QEMU dies,
-that a connection breaks or that memory runs out is infrastructure.
+is not as it wrote it, that KVM cannot run it any more, that it resets itself or that it stands
+still is the doing of the host's kernel, hence a Violation: the guest's own kernel and programs are
+stock. That QEMU dies, that a connection breaks or that memory runs out is infrastructure.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from harness.guest.process import confine, memory_statistics
 from harness.guest.session import Session
 from harness.image import layout
 from harness.linux_guest.beats import FAILED, READY, Counters, Serial
+from harness.linux_guest.ending import explained
 from harness.linux_guest.spec import LinuxGuestSpec
 from harness.machine.boot import forwarded_port
 from harness.machine.host import Process, Shell
@@ -48,7 +49,6 @@ emulation ours runs on while a host waits for a CPU."""
 _COMMAND_SECONDS = 60.0
 _END_SECONDS = 120.0
 _MONITOR_SECONDS = 30.0
-_KILLED = 128 + 9
 _SETTLE_SECONDS = 3.0
 """How long a report of the guest's kernel may take to arrive."""
 
@@ -362,26 +362,8 @@ class LinuxGuest:
             self._gone = self.qmp.ended
         return self._gone
 
-    def _died(self) -> LinuxGuestError:
-        with contextlib.suppress(HarnessError):
-            if self._process_exists():
-                return LinuxGuestError(f"The connection to the QEMU of {self.name} was cut.")
-            status = self.process.status(self._soon(f"The end of {self.name}"))
-            how = f"ended with status {status}"
-            # SSH tells no status of a process that a signal ended, and a shell above it 128 and 9.
-            if status < 0 or status == _KILLED:
-                how = "was killed, as by the OOM killer when its cgroup or the host is too small"
-            words = visible(self.process.stderr_tail.strip())
-            said = f" It said:\n{words}" if words else ""
-            return LinuxGuestError(f"QEMU of {self.name} {how}.{said}")
-        return LinuxGuestError(f"QEMU of {self.name} does not answer, nor does its host.")
-
-    def _process_exists(self) -> bool:
-        """Whether there is QEMU's process in the host, and it is not just waiting to be reaped."""
-        script = 'read -r _ _ state _ <"/proc/$1/stat" && [ "$state" != Z ]'
-        deadline = self._soon(f"Looking for {self.name}")
-        words = ["sh", "-c", script, "sh", str(self.pid)]
-        return self.session.host.run(words, deadline, check=False).status == 0
+    def _died(self) -> HarnessError:
+        return explained(self.name, self.session.host, self.process, self.qmp, self.pid)
 
     def _failed(self, reason: str) -> LinuxGuestError:
         tail = visible(self.serial.log.tail(8)[-2000:]) or "(nothing)"

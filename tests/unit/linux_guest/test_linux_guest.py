@@ -18,6 +18,8 @@ from harness.deadline import Deadline
 from harness.errors import (
     CommandError,
     DeadlineError,
+    EmulationError,
+    HarnessError,
     HostLostError,
     KernelSplat,
     LinuxGuestError,
@@ -76,7 +78,7 @@ class FakeHost:
     """The host of a guest: it runs small commands, and may have complaints of its own."""
 
     def __init__(self) -> None:
-        self.facts = SimpleNamespace(pace=1.0)
+        self.facts = SimpleNamespace(pace=1.0, emulated=False, qemu_version="7.2.22")
         self.problem: Exception | None = None
         self.asked: list[tuple[str, ...]] = []
         self.shell = FakeShell()
@@ -107,6 +109,7 @@ class FakeQmp:
         self.ended = False
         self.answers: dict[str, Any] = {"query-status": {"status": "running"}}
         self.asked: list[tuple[str, object]] = []
+        self.happened: list[dict[str, Any]] = [{"event": "RESUME"}, {"event": "STOP"}]
 
     def execute(self, command: str, deadline: Deadline, arguments: object = None) -> Any:
         self.asked.append((command, arguments))
@@ -115,7 +118,7 @@ class FakeQmp:
         return self.answers.get(command, {})
 
     def events(self) -> tuple[object, ...]:
-        return (1, 2)
+        return tuple(self.happened)
 
     def wait_event(self, name: str, deadline: Deadline, since: int = 0) -> object:
         self.asked.append((name, since))
@@ -282,6 +285,43 @@ def test_a_qemu_that_dies_is_infrastructure(
     parts.process.end = end
     parts.process.stderr_tail = "out of disk"
     with pytest.raises(LinuxGuestError, match=said):
+        guest.watch()
+
+
+@pytest.mark.parametrize(
+    ("emulated", "version", "blamed"),
+    [
+        (False, "7.2.22", Violation),
+        (True, "7.2.22", EmulationError),
+        (True, "10.0.2", Violation),
+        (True, "11.1", Violation),
+    ],
+)
+def test_a_guest_that_resets_itself_is_the_hosts_doing_where_the_emulator_is_sound(
+    parts: SimpleNamespace,
+    guest: LinuxGuest,
+    version: str,
+    blamed: type[HarnessError],
+    *,
+    emulated: bool,
+) -> None:
+    parts.host.facts.emulated, parts.host.facts.qemu_version = emulated, version
+    parts.qmp.ended = True
+    parts.qmp.happened.append(
+        {"event": "SHUTDOWN", "data": {"guest": True, "reason": "guest-reset"}}
+    )
+    with pytest.raises(blamed, match=r"linux1.*without a word"):
+        guest.watch()
+
+
+def test_a_qemu_that_was_told_to_quit_is_no_reset(
+    parts: SimpleNamespace, guest: LinuxGuest
+) -> None:
+    parts.qmp.ended = True
+    parts.qmp.happened.append(
+        {"event": "SHUTDOWN", "data": {"guest": False, "reason": "host-qmp-quit"}}
+    )
+    with pytest.raises(LinuxGuestError, match="ended with status 0"):
         guest.watch()
 
 

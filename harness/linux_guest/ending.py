@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What the end of a Linux guest's QEMU means, when nobody of us has ended it."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+
+from harness.deadline import Deadline
+from harness.errors import EmulationError, HarnessError, LinuxGuestError, Violation
+from harness.machine.host import Host, HostFacts, Process
+from harness.machine.qmp import Qmp
+from harness.machine.splat import visible
+
+_SECONDS = 30.0
+_KILLED = 128 + 9
+
+_SOUND = (10, 0)
+"""The first version of QEMU whose emulation was not seen to reset guests: docs/emulation.md."""
+
+
+def explained(name: str, host: Host, process: Process, qmp: Qmp, pid: int) -> HarnessError:
+    """Whose doing it is that the QEMU of guest ``name`` is gone, or not in reach.
+
+    That a stock guest resets itself without a word, as after a triple fault, is the doing of the
+    host's kernel, unless an emulator does that, too. Anything else is infrastructure.
+    """
+    if _was_reset(qmp):
+        return _reset(name, host.facts)
+    with contextlib.suppress(HarnessError):
+        if _exists(name, host, pid):
+            return LinuxGuestError(f"The connection to the QEMU of {name} was cut.")
+        status = process.status(_soon(host, f"The end of {name}"))
+        how = f"ended with status {status}"
+        # SSH tells no status of a process that a signal ended, and a shell above it 128 and 9.
+        if status < 0 or status == _KILLED:
+            how = "was killed, as by the OOM killer when its cgroup or the host is too small"
+        words = visible(process.stderr_tail.strip())
+        said = f" It said:\n{words}" if words else ""
+        return LinuxGuestError(f"QEMU of {name} {how}.{said}")
+    return LinuxGuestError(f"QEMU of {name} does not answer, nor does its host.")
+
+
+def _was_reset(qmp: Qmp) -> bool:
+    """Whether it was the guest that ended QEMU, by a reset."""
+    ends = [event["data"] for event in qmp.events() if event["event"] == "SHUTDOWN"]
+    return any(end.get("guest") and end.get("reason") == "guest-reset" for end in ends)
+
+
+def _reset(name: str, facts: HostFacts) -> HarnessError:
+    if facts.emulated and _version(facts.qemu_version) < _SOUND:
+        return EmulationError(
+            f"{name} reset itself without a word. The emulation of QEMU {facts.qemu_version} does "
+            "that to guests now and then, so this says nothing about the kernel; use QEMU 10 or "
+            "later, or a machine with nested KVM."
+        )
+    return Violation(
+        "guest", f"{name} to go on", "it reset itself without a word, as after a triple fault"
+    )
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"\d+", text)[:2]))
+
+
+def _exists(name: str, host: Host, pid: int) -> bool:
+    """Whether there is QEMU's process in the host, and it is not just waiting to be reaped."""
+    script = 'read -r _ _ state _ <"/proc/$1/stat" && [ "$state" != Z ]'
+    deadline = _soon(host, f"Looking for {name}")
+    return host.run(["sh", "-c", script, "sh", str(pid)], deadline, check=False).status == 0
+
+
+def _soon(host: Host, what: str) -> Deadline:
+    return Deadline.after(_SECONDS * host.facts.pace, what)
