@@ -230,11 +230,19 @@ class GuestMemory(ProbeProcess):
         self.mprotect("read", first, pages)
         self.mprotect("readwrite", first, pages)
 
-    def give_to_device(self, how: str, first: int = 0, pages: int | None = None) -> int:
-        """Have a device take pages for itself, ``private`` or ``exclusive``; how many it got.
+    @contextlib.contextmanager
+    def mirrored(self) -> Iterator[None]:
+        """A device with memory of its own mirrors this memory while the context is open.
 
-        See harness/probe/mirror.py; device_memory() of the settings has the device there.
+        See harness/probe/mirror.py; device_memory() of the settings has the device there. What it
+        has taken should be back before the context ends.
         """
+        self.ask("begin_mirroring")
+        yield
+        self.ask("end_mirroring")
+
+    def give_to_device(self, how: str, first: int = 0, pages: int | None = None) -> int:
+        """Have that device take pages for itself, ``private`` or ``exclusive``; how many it got."""
         return int(self._on_range("give_to_device", first, pages, how=how))
 
     def move_by_userfault(self, first: int, pages: int) -> int:

@@ -24,7 +24,11 @@ _CHARACTER_DEVICE = 0o020600
 
 
 class Mirror:
-    """The device, opened by this process; raises FileNotFoundError where it is not loaded."""
+    """The device, opened by this process; raises FileNotFoundError where it is not loaded.
+
+    It must stay open for as long as it has pages: when it is closed, its driver moves all of them
+    back, one by one, and tells the notifiers of each. Read in 6.1 and 6.12.
+    """
 
     def __init__(self) -> None:
         if not Path(_NODE).exists():

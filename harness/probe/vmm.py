@@ -68,6 +68,7 @@ class Vmm:
         self._protection: WriteProtection | None = None
         self._protected = range(0)
         self._tracking: WriteTracking | None = None
+        self._mirror: Mirror | None = None
 
     def handlers(self) -> dict[str, Handler]:
         """All requests that a VMM answers, by name."""
@@ -100,7 +101,9 @@ class Vmm:
             "end_tracking": self.end_tracking,
             "mark_idle": self.mark_idle,
             "idle": self.idle,
+            "begin_mirroring": self.begin_mirroring,
             "give_to_device": self.give_to_device,
+            "end_mirroring": self.end_mirroring,
             "vm_storm": registration.storm,
             "vms_refused": registration.refused,
             "vms_under_signals": registration.under_signals,
@@ -264,13 +267,21 @@ class Vmm:
         marked = ageing.idle([frame for frame in frames if frame])
         return [page for page, idle in zip(there, marked, strict=True) if idle]
 
+    def begin_mirroring(self) -> None:
+        """Have a device mirror our memory; see Mirror."""
+        self._mirror = Mirror()
+
     def give_to_device(self, first: int, pages: int, how: str) -> int:
-        """Have a device take pages; see Mirror.take."""
+        """Have the device take pages; see Mirror.take."""
+        if self._mirror is None:
+            raise RuntimeError("no device mirrors the memory")
         address, _ = self._memory.span(first, pages)
-        mirror = Mirror()
-        try:
-            return mirror.take(address, pages, how)
-        finally:
+        return self._mirror.take(address, pages, how)
+
+    def end_mirroring(self) -> None:
+        """Let go of the device."""
+        mirror, self._mirror = self._mirror, None
+        if mirror is not None:
             mirror.close()
 
     def _vcpu(self, vcpu: int) -> Vcpu:

@@ -19,7 +19,7 @@ ATTEMPTS = 5
 def test_pages_that_a_device_took_are_back_when_the_guest_uses_them(
     probe_guest: GuestFactory, evidence: Evidence, how: str, vcpus: int
 ) -> None:
-    with probe_guest(vcpus=vcpus) as guest, device_memory(guest.session):
+    with probe_guest(vcpus=vcpus) as guest, device_memory(guest.session), guest.mirrored():
         evidence.content(guest.fill(SEED))
         evidence.sound(guest)
         with evidence.told(guest):
@@ -34,7 +34,7 @@ def test_memory_that_nobody_touched_can_begin_on_a_device(
     guest: ProbeGuest, evidence: Evidence
 ) -> None:
     zeros = [0] * guest.pages
-    with device_memory(guest.session):
+    with device_memory(guest.session), guest.mirrored():
         # The guest's sptes are of the zero page.
         evidence.equal("untouched memory", zeros, guest.read(0, guest.pages).words)
         with evidence.told(guest):

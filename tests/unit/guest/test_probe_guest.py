@@ -644,8 +644,15 @@ def test_tlbs_are_flushed_by_rights_that_go_and_come(agent: Scripted, guest: Pro
 
 def test_a_device_says_how_many_pages_it_took(agent: Scripted, guest: ProbeGuest) -> None:
     agent.answers["give_to_device"] = 5
-    assert guest.give_to_device("private") == 5
-    assert asked(agent) == [{"op": "give_to_device", "first": 0, "pages": PAGES, "how": "private"}]
+    with guest.mirrored():
+        assert guest.give_to_device("private") == 5
+        # The driver gives back what it has when it is closed.
+        assert not agent.of("end_mirroring")
+    assert asked(agent) == [
+        {"op": "begin_mirroring"},
+        {"op": "give_to_device", "first": 0, "pages": PAGES, "how": "private"},
+        {"op": "end_mirroring"},
+    ]
 
 
 EVENT = "/sys/kernel/tracing/events/mmu_harness/guest1/enable"
