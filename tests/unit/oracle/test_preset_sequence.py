@@ -12,7 +12,7 @@ import pytest
 
 from harness.errors import OracleUnavailable
 from harness.oracle import sequence as module
-from harness.oracle.sequence import preset_sequence
+from harness.oracle.sequence import invalidations_counted, preset_sequence
 
 ADDRESS, PLACE = 0xFFFF_C900_0000_1234, 0x5678
 
@@ -90,4 +90,15 @@ def test_a_count_of_another_name_cannot_be_set(
     found(host, monkeypatch, SimpleNamespace(mmu_notifier_seq=0))
     with pytest.raises(OracleUnavailable, match=r"not known by that name: .*mmu_invalidate_seq"):
         preset_sequence(guest, 1)
+    assert host.happened == []
+    with pytest.raises(OracleUnavailable, match="not known by that name"):
+        invalidations_counted(guest)
+
+
+def test_the_count_is_read_as_it_stands(
+    host: FakeHost, guest: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found(host, monkeypatch, SimpleNamespace(mmu_invalidate_seq=41))
+    assert invalidations_counted(guest) == 41
+    assert not host.stopped
     assert host.happened == []
