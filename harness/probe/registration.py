@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import collections
 import errno
+import itertools
 import os
 import signal
 import threading
@@ -80,13 +81,14 @@ def in_a_rain_of_signals(attempt: Callable[[], str], attempts: int) -> dict[str,
         thread.join()
 
 
-def with_each_allocation_failing(attempt: Callable[[], str]) -> dict[str, int]:
+def with_each_allocation_failing(attempt: Callable[[], str], times: int = 1) -> dict[str, int]:
     """Attempt something with the first allocation failing, then the second, until none fails.
 
-    Returns how often it ended in which way. Needs CONFIG_FAULT_INJECTION with fail-nth: commit
-    e41d58185f14 ("fault-inject: support systematic fault injection") (in v4.13).
+    Each is made to fail so many ``times``. Returns how often it ended in which way. Needs
+    CONFIG_FAULT_INJECTION with fail-nth: commit e41d58185f14 ("fault-inject: support systematic
+    fault injection") (in v4.13).
     """
-    return _with_failures(attempt, 1)
+    return _with_failures(attempt, 1, times)
 
 
 def forks_without_memory() -> dict[str, int]:
@@ -98,12 +100,13 @@ def forks_without_memory() -> dict[str, int]:
     return _with_failures(_fork, 3)
 
 
-def _with_failures(attempt: Callable[[], str], step: int) -> dict[str, int]:
+def _with_failures(attempt: Callable[[], str], step: int, times: int = 1) -> dict[str, int]:
     """How attempts end of which each ``step``-th allocation fails, from the first on."""
     ends: collections.Counter[str] = collections.Counter()
     knob = os.open("/proc/thread-self/fail-nth", os.O_RDWR | os.O_CLOEXEC)
     try:
-        for number in range(1, _MOST_FAULTS, step):
+        numbers = range(1, _MOST_FAULTS, step)
+        for number in itertools.chain.from_iterable([each] * times for each in numbers):
             os.pwrite(knob, str(number).encode(), 0)
             end = attempt()
             # It counts down, and stands at 0 once it has made an allocation fail.

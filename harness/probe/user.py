@@ -93,9 +93,11 @@ class User:
             self.detach(name)
         return end
 
-    def attach_without_memory(self, name: str, kind: str) -> dict[str, int]:
+    def attach_without_memory(self, name: str, kind: str, times: int) -> dict[str, int]:
         """Try it with the first allocation failing, then the second; how often it ended how."""
-        return registration.with_each_allocation_failing(lambda: self.attach_ends(name, kind, []))
+        return registration.with_each_allocation_failing(
+            lambda: self.attach_ends(name, kind, []), times
+        )
 
     def attach_under_signals(self, name: str, kind: str, attempts: int) -> dict[str, int]:
         """Try it while signals rain on this thread; how often it ended how."""

@@ -15,7 +15,7 @@ OLD = 0x0D
 NEW = 0x2E
 ATTEMPTS = 50
 # More than CPUs, each of which may hold an mm that it ran.
-INTERRUPTED = 16
+INTERRUPTED = FAILURES = 16
 KINDS = ("tlb", "remote")
 
 
@@ -116,7 +116,7 @@ def test_a_registration_without_memory_fails_cleanly(
 ) -> None:
     device = user.device()
     with failing_allocations(user.session), evidence.mm_not_held(user):
-        ends = device.ask("attach_without_memory", kind=kind)
+        ends = device.ask("attach_without_memory", kind=kind, times=FAILURES)
     strange = {name: count for name, count in ends.items() if name not in ("ok", "ENOMEM")}
     evidence.equal("success or ENOMEM", [], sorted(strange.values()))
     evidence.at_least("registration", "failures for want of memory", 1, ends.get("ENOMEM", 0))

@@ -150,6 +150,18 @@ def test_each_allocation_fails_once(
     assert fake._fail_nth == 0, "nothing fails afterwards"
 
 
+def test_each_allocation_may_fail_several_times(fake: FakeSystem) -> None:
+    fake.allocations = [errno.ENOMEM, 0]
+
+    def attempt() -> str:
+        return registration.ended(fake._allocate)
+
+    ends = registration.with_each_allocation_failing(attempt, times=3)
+    assert ends == {"ENOMEM": 3, "ok": 3}
+    assert fake.failed == [1, 1, 1, 2, 2, 2]
+    assert not fake.open_files
+
+
 def test_each_third_allocation_of_a_fork_fails_once(fake: FakeSystem) -> None:
     fake.allocations = [errno.ENOMEM, 0, 0, 0, 0, 0, errno.EAGAIN]
     assert registration.forks_without_memory() == {"ENOMEM": 1, "ok": 1, "EAGAIN": 1}
