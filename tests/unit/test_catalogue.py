@@ -46,36 +46,9 @@ UNPROVEN = {
 }
 """Scenarios that no control was seen to break, with the reason."""
 
-_UNTRIED = "nobody has run its control yet"
-_NO_CONTROL = "no control breaks what it claims"
 UNPROVEN |= {
-    f"tests/notifier/test_{name}": why
-    for why, names in {
-        _UNTRIED: (
-            "announced.py::test_a_large_page_that_is_split_is_announced_as_a_whole",
-            "announced.py::test_inaccessible_memory_is_neither_read_nor_written",
-            "announced.py::test_switching_swap_off_brings_back_what_the_device_wrote",
-            "announced.py::test_unmapped_memory_is_out_of_reach",
-            "announced.py::test_unmapped_pages_in_the_middle_are_out_of_reach_alone",
-            "attached.py::test_a_registration_succeeds_or_fails_cleanly_in_a_storm_of_signals",
-            "attached.py::test_each_of_eight_devices_sees_what_the_others_write",
-            "attached.py::test_who_is_detached_is_told_nothing_and_the_others_all",
-            "leaving.py::test_each_registration_is_released_however_it_ends",
-            "sleeping.py::test_callbacks_may_sleep",
-            "sleeping.py::test_what_another_process_writes_the_owner_has",
-            "tlb_only.py::test_no_write_is_lost_to_reclaim",
-        ),
-        _NO_CONTROL: (
-            "announced.py::test_merged_pages_are_written_one_by_one",
-            "announced.py::test_moved_memory_is_gone_from_where_it_was",
-            "announced.py::test_what_a_device_has_used_lately_is_asked_for_before_it_is_"
-            "swapped_out",
-            "attached.py::test_a_registration_without_memory_fails_cleanly",
-            "leaving.py::test_detaching_releases_once_and_the_end_of_the_memory_no_more",
-            "tlb_only.py::test_a_miss_faults_the_page_in_and_keeps_no_reference",
-        ),
-    }.items()
-    for name in names
+    "tests/notifier/test_tlb_only.py::"
+    "test_a_miss_faults_the_page_in_and_keeps_no_reference": "it asks our device, not the kernel"
 }
 
 by_name = pytest.mark.parametrize("item", CATALOGUE, ids=lambda item: item.name)
