@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
+import py_compile
 import shutil
 import zipapp
 from pathlib import Path
@@ -28,10 +30,13 @@ _MAIN = "from harness.probe.agent import main\n\nmain()\n"
 def probe_zipapp(store: Store) -> Path:
     """The probe as one file that the host's Python runs; made once for each state of its source.
 
-    Raises MachineUnfitError without gcc and CommandError when the payload does not compile.
+    It has the code of this Python, too, which a Python of the same version in the host need not
+    compile, and any other leaves alone. Raises MachineUnfitError without gcc and CommandError when
+    the payload does not compile.
     """
     source = Path(probe.__file__).parent
-    key = {"probe": _digest(source), "flags": _FLAGS}
+    python = importlib.util.MAGIC_NUMBER.hex()
+    key = {"probe": _digest(source), "flags": _FLAGS, "python": python}
     return store.entry("probe", key, lambda scratch: _pack(source, scratch)) / "probe.pyz"
 
 
@@ -44,8 +49,22 @@ def _pack(source: Path, scratch: Path) -> None:
         shutil.copy(module, package)
     _compile_payload(source / "payload", package / "payload.bin")
     (tree / "__main__.py").write_text(_MAIN)
+    _compile_modules(tree)
     zipapp.create_archive(tree, scratch / "probe.pyz")
     shutil.rmtree(tree)
+
+
+def _compile_modules(tree: Path) -> None:
+    """Put compiled code beside each module: to compile them takes an emulated host a second."""
+    for module in tree.rglob("*.py"):
+        py_compile.compile(
+            str(module),
+            cfile=str(module.with_suffix(".pyc")),
+            dfile=str(module.relative_to(tree)),
+            doraise=True,
+            # They are packed together, so nobody needs to compare.
+            invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
+        )
 
 
 def _compile_payload(source: Path, target: Path) -> None:

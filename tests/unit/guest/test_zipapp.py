@@ -70,8 +70,31 @@ def test_the_archive_holds_the_probe_and_nothing_else_of_the_harness(archive: Pa
     with zipfile.ZipFile(archive) as inside:
         names = {name for name in inside.namelist() if not name.endswith("/")}
     modules = {path.name for path in Path(probe.__file__).parent.glob("*.py")}
-    expected = {f"harness/probe/{name}" for name in (*modules, "payload.bin")}
-    assert names == {"__main__.py", "harness/__init__.py", *expected}
+    expected = {
+        "__main__.py",
+        "harness/__init__.py",
+        *(f"harness/probe/{each}" for each in modules),
+    }
+    compiled = {f"{name}c" for name in expected}
+    assert names == {*expected, *compiled, "harness/probe/payload.bin"}
+
+
+def test_the_same_python_compiles_nothing(archive: Path) -> None:
+    code = f"import sys; sys.path[:0] = [{str(archive)!r}]; import harness.probe.vmm as vmm"
+    words = [sys.executable, "-I", "-S", "-c", f"{code}; print(vmm.__spec__.origin)"]
+    said = subprocess.run(words, capture_output=True, timeout=SECONDS, check=True).stdout
+    assert said.strip().endswith(b"vmm.pyc")
+
+
+def test_another_python_compiles_them_itself(archive: Path, tmp_path: Path) -> None:
+    foreign = tmp_path / "foreign.pyz"
+    with zipfile.ZipFile(archive) as theirs, zipfile.ZipFile(foreign, "w") as ours:
+        for name in theirs.namelist():
+            content = theirs.read(name)
+            ours.writestr(name, b"\0\0\r\n" + content[4:] if name.endswith(".pyc") else content)
+    ended = talk(foreign, b"", "n0nce")
+    assert (ended.returncode, ended.stderr) == (0, b"")
+    assert json.loads(ended.stdout)["hello"] == "n0nce"
 
 
 def test_every_module_in_the_archive_can_be_imported_without_the_harness(archive: Path) -> None:
