@@ -68,6 +68,9 @@ class Hammering:
         played = lost = 0
         try:
             while played < rounds:
+                # It lets go of the interpreter for as long as it uses the device, so when we have
+                # it again, the thread is in the middle of that.
+                self._await_rounds(self.rounds + 1, until)
                 self._kinds[kind]()
                 lost += self._stale(until)
                 played += 1
@@ -80,15 +83,18 @@ class Hammering:
     def _stale(self, until: float) -> int:
         """How many pages do not have what was written to them after this moment."""
         whole = self.rounds + 2
-        while self.rounds < whole:
+        self._await_rounds(whole, until)
+        seen = self._memory.peek(0, self._memory.pages, self._word)
+        return sum(value < whole for value in seen)
+
+    def _await_rounds(self, rounds: int, until: float) -> None:
+        while self.rounds < rounds:
             if isinstance(self._error, Refused) and self._error.errno == errno.ESTALE:
                 raise FreePage
             if time.monotonic() > until or self._error is not None:
                 raise OutOfTime
             # Gives the interpreter to the thread that is waited for.
             time.sleep(0)
-        seen = self._memory.peek(0, self._memory.pages, self._word)
-        return sum(value < whole for value in seen)
 
     def _run(self) -> None:
         address, _ = self._memory.span(0, self._memory.pages)
