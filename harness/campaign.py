@@ -109,7 +109,7 @@ class Campaign:
                 yield unobservable(item, proof)
             else:
                 tried.append(item)
-        workers = min(self._plan.at_once or _bearable(), len(tried))
+        workers = min(self._workers, len(tried))
         if workers > 1:
             yield from self._judged_at_once(tried, good, workers)
             return
@@ -152,6 +152,8 @@ class Campaign:
         ]
         modes = dict.fromkeys(mode for item in entries for mode in self._modes(item))
         words = [f"--patch={patch}" for patch in series.patches]
+        # The machine is to bear as many hosts as when the controls are checked.
+        words.append(f"--hosts={self._workers}")
         with self._progress.phase("The good kernel"):
             selected = f"-k{expression(scenarios)}"
             return self._check(_GOOD, [*words, *_modes(modes), *SUITES, selected])
@@ -176,6 +178,10 @@ class Campaign:
         # One host each, because there are several checks already.
         words = [f"--control={item.name}", "--hosts=1", *_modes(modes), *tests]
         return self._check(item.name, words)
+
+    @property
+    def _workers(self) -> int:
+        return self._plan.at_once or _bearable()
 
     def _sees(self, item: Entry) -> tuple[str, ...]:
         return (*item.sees, *(item.also if self._plan.every else ()))
