@@ -33,7 +33,10 @@ class FakeClock:
 
 
 class FakeChannel:
-    """A channel to an agent; ``deadlines`` are what each answer was given."""
+    """A channel to an agent; ``deadlines`` are what each answer was given.
+
+    ``archive`` is the zip file that came before all requests.
+    """
 
     stderr_tail = ""
 
@@ -41,10 +44,15 @@ class FakeChannel:
         self.requests: list[Request] = []
         self.deadlines: list[float] = []
         self.closed = False
+        self.archive = b""
         self._agent = agent
         self._lines = [greeting] if greeting else []
 
     def send(self, data: bytes) -> None:
+        if data.startswith(b"PK"):
+            assert not self.requests
+            self.archive = data
+            return
         assert data.endswith(b"\n")
         assert data.count(b"\n") == 1, "one request is one line"
         self.requests.append(json.loads(data))

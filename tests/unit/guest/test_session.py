@@ -217,9 +217,10 @@ def test_a_session_is_an_agent_that_knows_this_runs_nonce(tmp_path: Path) -> Non
     channel = FakeChannel(lambda _: {"ok": 1}, hello())
     host = FakeHost(channel)
     with session(host, archive) as ours:
-        ((path, data),) = host.files.items()
-        assert data == b"PK"
-        assert host.started == [("python3", path, "n0nce")]
+        assert channel.archive == b"PK"
+        ((python, *_, nonce, size, path),) = host.started
+        assert (python, nonce, size) == ("python3", "n0nce", "2")
+        assert path.startswith("/run/")
         assert ours.cpus == 3
         assert ours.ask("exists") == 1
         assert not channel.closed

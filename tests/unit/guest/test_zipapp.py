@@ -15,6 +15,7 @@ import pytest
 from harness import probe
 from harness.errors import CommandError, MachineUnfitError
 from harness.guest import zipapp
+from harness.guest.session import _LOADER
 from harness.guest.zipapp import probe_zipapp
 from harness.probe import layout
 from harness.store import Store
@@ -55,6 +56,19 @@ def test_the_agent_greets_with_the_nonce_and_ends_with_its_input(archive: Path) 
     (hello,) = map(json.loads, ended.stdout.splitlines())
     assert hello["hello"] == "n0nce"
     assert hello["cpus"] >= 1
+
+
+def test_the_agent_may_come_by_the_way_of_its_requests(archive: Path, tmp_path: Path) -> None:
+    here, content = tmp_path / "here.pyz", archive.read_bytes()
+    words = [sys.executable, "-I", "-S", "-c", _LOADER, "n0nce", str(len(content)), str(here)]
+    request = b'{"op": "exists", "path": "/proc/self"}\n'
+    ended = subprocess.run(
+        words, input=content + request, capture_output=True, timeout=SECONDS, check=True
+    )
+    hello, exists = map(json.loads, ended.stdout.splitlines())
+    assert hello["hello"] == "n0nce"
+    assert exists == {"ok": True}
+    assert here.read_bytes() == content
 
 
 def test_the_agent_answers_a_line_with_a_line(archive: Path) -> None:
