@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""KVM's count of invalidations, by which a fault sees that one overtook it: read, and set."""
+"""KVM's count of invalidations that have ended, by which a fault sees that one overtook it."""
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from drgn.helpers.linux.mm import follow_phys
@@ -11,9 +12,13 @@ from harness.errors import OracleUnavailable
 from harness.guest.probe import ProbeGuest
 from harness.oracle.sptes import virtual_machine
 
+_NAMES = ("mmu_invalidate_seq", "mmu_notifier_seq")
+"""What KVM calls it, and called it before commit 20ec3ebd707c ("KVM: Rename mmu_notifier_* to
+mmu_invalidate_*") (in v6.0)."""
+
 
 def invalidations_counted(guest: ProbeGuest) -> int:
-    """The count of the guest's VM as it stands; raises as preset_sequence()."""
+    """How many of the guest's VM have ended; raises as preset_sequence()."""
     host = guest.session.host
     program = host.debugger()
     with host.paused():
@@ -21,11 +26,10 @@ def invalidations_counted(guest: ProbeGuest) -> int:
 
 
 def preset_sequence(guest: ProbeGuest, value: int) -> None:
-    """Give the count of the guest's VM a value, to see it pass a number that takes years.
+    """Give the count of those that have ended a value, to see it pass one that takes years.
 
     Raises OracleUnavailable where the host's memory cannot be looked at or written, or the count
-    has another name: commit 20ec3ebd707c ("KVM: Rename mmu_notifier_* to mmu_invalidate_*") (in
-    v6.0).
+    has a name that nobody knows.
     """
     host = guest.session.host
     program = host.debugger()
@@ -37,9 +41,7 @@ def preset_sequence(guest: ProbeGuest, value: int) -> None:
 
 
 def _count(kvm: Any) -> Any:
-    try:
-        return kvm.mmu_invalidate_seq
-    except AttributeError as error:
-        raise OracleUnavailable(
-            f"KVM's count of invalidations is not known by that name: {error}."
-        ) from error
+    for name in _NAMES:
+        with contextlib.suppress(AttributeError):
+            return getattr(kvm, name)
+    raise OracleUnavailable(f"KVM's count of invalidations is none of {', '.join(_NAMES)}.")

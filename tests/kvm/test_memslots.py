@@ -61,6 +61,7 @@ def test_a_memslot_may_go_in_the_middle_of_an_invalidation(
     with guest.hammering(0, 0, half) as hammer, guest.aliased(own=True):
         hammer.await_visits(VISITS * half)
     evidence.content(hammer.stop())
+    evidence.sound(guest)
     guest.madvise("dontneed", half, half)
     seen = guest.read(half, half, word=WORD).words
     evidence.equal("discarded memory to be zero", [0] * half, seen, half)
