@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import enum
+import errno
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
@@ -125,7 +126,8 @@ class Device:
     def hammering(self, word: int = 0) -> Iterator[None]:
         """A thread of the process writes to all of its memory by the device, over and over.
 
-        Raises Violation when it does not get through a round.
+        Raises Violation when it does not get through a round, and when an entry of a page that
+        was free has ended it.
         """
         self.ask("begin_hammering", word=word)
         deadline = Deadline.after(_HAMMER_SECONDS * self._user.pace, "Hammering")
@@ -135,7 +137,13 @@ class Device:
         else:
             raise Violation("progress", "a thread to write to all pages", "it has not")
         yield
-        self._user.ask("end_hammering")
+        try:
+            self._user.ask("end_hammering")
+        except OSError as error:
+            if error.errno != errno.ESTALE:
+                raise
+            wrong = "one, which a thread met that writes"
+            raise Violation("secondary TLB", "no entry of a page that is free", wrong) from error
 
     def play(self, kind: str, rounds: int) -> tuple[int, int]:
         """Rounds of an operation against the thread that hammers; see probe/hammering.py.

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from typing import Any
 
 import pytest
@@ -131,6 +133,15 @@ def test_hammering_begins_with_a_whole_round_and_ends_with_the_context() -> None
         assert asked(channel, "begin_hammering")["word"] == 4
     assert next(rounds, None) is None
     assert asked(channel, "end_hammering")
+
+
+@pytest.mark.parametrize(("number", "raised"), [(errno.ESTALE, Violation), (errno.EFAULT, OSError)])
+def test_an_entry_of_a_free_page_is_the_kernels_doing(number: int, raised: type[Exception]) -> None:
+    error = {"kind": "Refused", "errno": number, "text": os.strerror(number)}
+    user, _ = user_with(hammered=1, end_hammering=lambda _: {"error": error})
+    with pytest.raises(raised) as caught, user.device().hammering():
+        pass
+    assert isinstance(caught.value, Violation) == (number == errno.ESTALE)
 
 
 def test_a_device_that_does_not_get_through_a_round_makes_no_progress(
