@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from harness.errors import BuildError, UsageError
-from harness.kernel import headers, kconfig, modules, prebuilt
+from harness.kernel import headers, kconfig, modules, packaged_headers, prebuilt
 from harness.kernel.configured import Configured
 from harness.kernel.fragments import Request, merged, project_fragments, read_fragments
 from harness.kernel.header import read_header
@@ -86,12 +86,17 @@ def headers_for(
 ) -> Path | None:
     """A directory in which ``make M=`` builds modules for a kernel that obtain() gave.
 
-    The other arguments are those that obtain() had. None for a kernel that was built elsewhere,
-    and came without. Raises BuildError when they cannot be made.
+    The other arguments are those that obtain() had. None for an image that came without. Raises
+    BuildError when they cannot be made, OracleUnavailable where Debian's packages have none that
+    can be used on this machine.
     """
     reference = resolve(reference, store, progress)
-    if isinstance(reference, (ImageFile, DebianImage)):
+    if isinstance(reference, ImageFile):
         return kernel.headers
+    if isinstance(reference, DebianImage):
+        apt = apt_of(store, reference.suite)
+        image = apt.image(reference.version)
+        return packaged_headers.fetched_headers(kernel, image, apt, store, progress)
     return _build(reference, patches, store, progress, jobs, fragments).headers(kernel)
 
 

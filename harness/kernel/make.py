@@ -167,16 +167,7 @@ class Make:
         )
         if done.status == 0:
             return
-        if watch.full:
-            raise StoreError(
-                f"No space is left for building in {self._tree}; free some, or point "
-                f"XDG_CACHE_HOME to a larger disk. The log is {self._log}."
-            )
-        if watch.killed or done.status < 0:
-            raise InfrastructureError(
-                "The build was ended from outside, perhaps because memory ran out; "
-                f"run it again, with fewer jobs if need be. The log is {self._log}."
-            )
+        self._raise_ours(watch, done)
         for header, package in _HEADERS.items():
             if header in watch.reason and "No such file" in watch.reason:
                 raise MachineUnfitError(
@@ -218,8 +209,24 @@ class Make:
     def _short(self, targets: list[str], deadline: Deadline, what: str) -> None:
         """Run make; raises BuildError that begins with ``what``."""
         watch = _Watch(lambda _: None)
-        if self._run(targets, deadline, on_line=watch).status != 0:
-            raise BuildError(f"{what}: {watch.reason}. The log is {self._log}.")
+        done = self._run(targets, deadline, on_line=watch)
+        if done.status == 0:
+            return
+        self._raise_ours(watch, done)
+        raise BuildError(f"{what}: {watch.reason}. The log is {self._log}.")
+
+    def _raise_ours(self, watch: _Watch, done: Completed) -> None:
+        """Raise an error of ours if a make that failed was stopped by this machine."""
+        if watch.full:
+            raise StoreError(
+                f"No space is left for building in {self._tree}; free some, or point "
+                f"XDG_CACHE_HOME to a larger disk. The log is {self._log}."
+            )
+        if watch.killed or done.status < 0:
+            raise InfrastructureError(
+                "The build was ended from outside, perhaps because memory ran out; "
+                f"run it again, with fewer jobs if need be. The log is {self._log}."
+            )
 
     def _run(
         self,
