@@ -69,7 +69,7 @@ class RevisionTree:
         """The directory and the revision."""
         return f"{self._path}@{self._revision} ({self._commit[:12]})"
 
-    @property
+    @functools.cached_property
     def digest(self) -> str:
         """A digest of the contents, the same as that of a checkout of them.
 

@@ -138,7 +138,7 @@ class UserTree:
         """The directory."""
         return str(self._root)
 
-    @property
+    @functools.cached_property
     def digest(self) -> str:
         """A digest of the contents; raises SourceError if they cannot be read."""
         return digest(self._fingerprints)

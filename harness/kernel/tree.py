@@ -3,7 +3,7 @@
 
 It is shared by all versions of one source, and whoever uses it holds its lock in the store. What
 lies beside the tree makes it survive SIGKILL at any moment: a manifest of the source files in it,
-the journal of the patches, and a mark while make runs.
+what comes while it becomes another source, the journal of the patches, and a mark while make runs.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from harness.errors import KernelUntestableError, MachineUnfitError, SourceError
 from harness.kernel.fingerprint import fingerprint, place, write_atomically
@@ -28,6 +29,9 @@ from harness.progress import Progress
 _Record = tuple[str, int, int]
 """The fingerprint of a source file, and size and mtime (ns) of its copy in the tree."""
 
+_COMING = ("", 0, 0)
+"""The record of a file that may not have come yet."""
+
 
 class BuildTree:
     """The tree at ``root`` = ``home``/source, with its state beside it in ``home``."""
@@ -37,6 +41,9 @@ class BuildTree:
         self.root = home / "source"
         self._patched = Patched(self.root, home / "patched")
         self._manifest = home / "manifest.json"
+        self._coming = home / "coming.json"
+        # Read once: whoever has the tree's lock is alone, and 80,000 records take a while.
+        self._known: tuple[dict[str, _Record], str] | None = None
         self._making = home / "making"
         self._made = home / "made"
 
@@ -123,9 +130,10 @@ class BuildTree:
             self._write_manifest(moved, digest)
             return
         self.root.mkdir(parents=True, exist_ok=True)
-        # While it is neither the old nor the new source, the digest matches none.
-        union = {**dict.fromkeys(files.fingerprints, ("", 0, 0)), **records}
-        self._write_manifest(union, "")
+        # While it is neither the old nor the new source, this says so, and what else is source.
+        coming = files.fingerprints.keys() - records.keys()
+        coming |= {name for name, record in records.items() if record == _COMING}
+        write_atomically(self._coming, json.dumps(sorted(coming)))
         for name in records.keys() - files.fingerprints.keys():
             self._remove(name)
         fresh: dict[str, _Record] = {}
@@ -135,7 +143,8 @@ class BuildTree:
                 old = records.get(name)
                 if old is None or old[0] != mark or not self._unchanged(name, old):
                     self._put(files, name, mark, ready)
-                fresh[name] = self._record(name, mark)
+                    old = self._record(name, mark)
+                fresh[name] = old
                 if count % 5000 == 0:
                     progress.update(f"{count} of {len(files.fingerprints)} files")
         self._write_manifest(fresh, digest)
@@ -197,17 +206,33 @@ class BuildTree:
         return (mark, status.st_size, status.st_mtime_ns)
 
     def _read_manifest(self) -> tuple[dict[str, _Record], str]:
+        if self._known is None:
+            self._known = self._load_manifest()
+        return self._known
+
+    def _load_manifest(self) -> tuple[dict[str, _Record], str]:
         if not self.root.is_dir():
             return {}, ""
         try:
-            manifest = json.loads(self._manifest.read_text())
-            records = {name: tuple(record) for name, record in manifest["files"].items()}
-            return records, str(manifest["digest"])
+            if not self._coming.exists():
+                manifest = json.loads(self._manifest.read_text())
+                return _records(manifest), str(manifest["digest"])
+            # It was cut short on the way to another source, perhaps the first one.
+            coming = {str(name): _COMING for name in json.loads(self._coming.read_text())}
+            if not self._manifest.exists():
+                return coming, ""
+            return {**coming, **_records(json.loads(self._manifest.read_text()))}, ""
         except (FileNotFoundError, ValueError, KeyError, AttributeError, TypeError):
             return {}, ""
 
     def _write_manifest(self, records: dict[str, _Record], digest: str) -> None:
         write_atomically(self._manifest, json.dumps({"digest": digest, "files": records}))
+        self._coming.unlink(missing_ok=True)
+        self._known = records, digest
+
+
+def _records(manifest: Any) -> dict[str, _Record]:
+    return {name: tuple(record) for name, record in manifest["files"].items()}
 
 
 def _note(report: PatchReport, progress: Progress) -> None:

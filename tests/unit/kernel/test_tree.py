@@ -234,3 +234,36 @@ def test_source_that_changes_meanwhile(tree: BuildTree, tmp_path: Path) -> None:
     fixed = FakeSource(tmp_path / "source", _FILES)
     _become(tree, fixed)
     assert _contents(tree) == _FILES
+
+
+def test_a_way_to_another_source_that_is_cut_short_is_gone_on(
+    tree: BuildTree, tmp_path: Path
+) -> None:
+    _become(tree, FakeSource(tmp_path / "one", _FILES))
+    (tree.root / "mm/swap.o").write_text("product")
+    for number in (2, 3):
+        files = {"Makefile": "all:\n", f"a/new-{number}.c": "new\n", "z/last.c": "last\n"}
+        source = FakeSource(tmp_path / str(number), files)
+        (source.root / "z/last.c").unlink()
+        with pytest.raises(SourceError, match=r"last\.c cannot be read"):
+            _become(tree, source)
+        assert (tree.root / f"a/new-{number}.c").exists()
+    # What came on either way is known to be source, and the product to be none.
+    _become(tree, FakeSource(tmp_path / "four", _FILES))
+    assert _contents(tree) == {**_FILES, "mm/swap.o": "product"}
+    assert sorted(path.name for path in tree.home.iterdir()) == [
+        "manifest.json",
+        "patched",
+        "source",
+    ]
+
+
+def test_the_first_way_that_is_cut_short_is_gone_on(tree: BuildTree, tmp_path: Path) -> None:
+    source = FakeSource(tmp_path / "one", {**_FILES, "z/last.c": "last\n"})
+    (source.root / "z/last.c").unlink()
+    with pytest.raises(SourceError, match=r"last\.c cannot be read"):
+        _become(tree, source)
+    times = _times(tree)
+    _become(tree, FakeSource(tmp_path / "two", _FILES))
+    assert _contents(tree) == _FILES
+    assert _times(tree) == times, "what was there is not written again"
