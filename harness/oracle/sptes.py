@@ -21,6 +21,13 @@ Words = npt.NDArray[np.uint64]
 # arch/x86/kvm/mmu/spte.h: bit 11 marks every present spte, on EPT and NPT alike, since commit
 # edea7c4fc215 ("KVM: x86/mmu: Use a dedicated bit to track shadow/MMU-present SPTEs") (in v5.13).
 _MMU_PRESENT = np.uint64(1 << 11)
+# Before that, an spte was present if it allowed any access, unless it was marked as one of MMIO,
+# and bit 11 said that KVM itself had no objection to writes.
+_ACCESS = np.uint64(0b111)
+_MMIO = np.uint64(0b11 << 52)
+_SINCE_MARKED = "shadow_mmu_writable_mask"
+"""A variable of KVM that came right after the mark: bit 11 had to be vacated for it."""
+
 _WRITABLE = np.uint64(1 << 1)
 _LARGE = np.uint64(1 << 7)
 _INDEX_BITS = 9
@@ -82,16 +89,17 @@ def read_sptes(program: drgn.Program, pid: int, vm_fd: int, gpa: int, pages: int
     """
     kvm = virtual_machine(program, pid, vm_fd)
     tables: list[tuple[Words, Words, int]] = []
+    reader = _Reader(program)
     try:
         roots = kvm.arch.tdp_mmu_roots
         # A VM that does not use the TDP MMU never initializes the list.
         if roots.next:
             for root in list_for_each_entry("struct kvm_mmu_page", roots.address_of_(), "link"):
-                _walk(program, _spt(program, root), int(root.role.level), 0, tables)
+                _walk(reader, _spt(program, root), int(root.role.level), 0, tables)
         for shadow in list_for_each_entry(
             "struct kvm_mmu_page", kvm.arch.active_mmu_pages.address_of_(), "link"
         ):
-            tables.append(_shadow_table(program, shadow))
+            tables.append(_shadow_table(reader, shadow))
     except (LookupError, AttributeError) as error:
         raise OracleUnavailable(
             f"KVM's page tables look different in this kernel: {error}."
@@ -114,11 +122,35 @@ def _spt(program: drgn.Program, page: drgn.Object) -> int:
     return int(virt_to_phys(program, page.spt))
 
 
+class _Reader:
+    """Reads tables of sptes, in which present ones have the mark of today in every kernel."""
+
+    def __init__(self, program: drgn.Program) -> None:
+        self.program = program
+        self._marked = _has_variable(program, _SINCE_MARKED)
+
+    def table(self, address: int) -> Words:
+        """The 512 entries at a physical address; what is not present is 0 in old kernels."""
+        entries = read_table(self.program, address)
+        if self._marked:
+            return entries
+        present = ((entries & _ACCESS) != 0) & ((entries & _MMIO) != _MMIO)
+        return np.where(present, entries | _MMU_PRESENT, np.uint64(0))
+
+
+def _has_variable(program: drgn.Program, name: str) -> bool:
+    try:
+        program[name]
+    except KeyError:
+        return False
+    return True
+
+
 def _walk(
-    program: drgn.Program, table: int, level: int, gfn: int, tables: list[tuple[Words, Words, int]]
+    reader: _Reader, table: int, level: int, gfn: int, tables: list[tuple[Words, Words, int]]
 ) -> None:
     """Collect the tables below and including the one at a physical address, gfn by gfn."""
-    entries = read_table(program, table)
+    entries = reader.table(table)
     gfns = np.uint64(gfn) + (
         np.arange(512, dtype=np.uint64) << np.uint64(_INDEX_BITS * (level - 1))
     )
@@ -127,16 +159,22 @@ def _walk(
         return
     inner = ((entries & _MMU_PRESENT) != 0) & ((entries & _LARGE) == 0)
     for index in np.flatnonzero(inner):
-        _walk(program, int(entries[index] & PFN_MASK), level - 1, int(gfns[index]), tables)
+        _walk(reader, int(entries[index] & PFN_MASK), level - 1, int(gfns[index]), tables)
 
 
-def _shadow_table(program: drgn.Program, page: drgn.Object) -> tuple[Words, Words, int]:
+def _shadow_table(reader: _Reader, page: drgn.Object) -> tuple[Words, Words, int]:
     """A shadow page's entries and their gfns, as kvm_mmu_page_get_gfn() computes them."""
     level = int(page.role.level)
-    entries = read_table(program, _spt(program, page))
-    if page.shadowed_translation:
-        raw = program.read(page.shadowed_translation.value_(), TABLE_BYTES)
-        return entries, np.frombuffer(raw, np.uint64) >> np.uint64(PAGE_SHIFT), level
+    entries = reader.table(_spt(reader.program, page))
+    # The gfns came with their access rights in commit 6a97575d5cac ("KVM: x86/mmu: Cache the access
+    # bits of shadowed translations") (in v6.0).
+    try:
+        shadowed, shift = page.shadowed_translation, PAGE_SHIFT
+    except AttributeError:
+        shadowed, shift = page.gfns, 0
+    if shadowed:
+        raw = reader.program.read(shadowed.value_(), TABLE_BYTES)
+        return entries, np.frombuffer(raw, np.uint64) >> np.uint64(shift), level
     steps = np.arange(512, dtype=np.uint64) << np.uint64(_INDEX_BITS * (level - 1))
     return entries, np.uint64(page.gfn.value_()) + steps, level
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import drgn
 import numpy as np
 import numpy.typing as npt
-from drgn.helpers.linux.mm import compound_order, pfn_to_page
+from drgn.helpers.linux.mm import compound_order, page_to_pfn, pfn_to_page
 from drgn.helpers.linux.xarray import xa_for_each
 
 from harness.errors import OracleUnavailable
@@ -83,18 +83,20 @@ def _large_folio(program: drgn.Program, layout: _Layout, head: int) -> tuple[int
     Raises OracleUnavailable where the kernel counts in a way that is not known here.
     """
     try:
-        folio = drgn.Object(program, "struct folio *", value=layout.base + head * layout.size)
-        pages = 1 << int(compound_order(drgn.cast("struct page *", folio)))
-        return pages, _folio_mapcount(program, layout, folio, np.uint64(head), pages)
+        page = drgn.Object(program, "struct page *", value=layout.base + head * layout.size)
+        pages = 1 << int(compound_order(page))
+        return pages, _mappings(program, layout, page, np.uint64(head), pages)
     except (AttributeError, LookupError) as error:
         raise OracleUnavailable(
             f"The mappings of large pages are counted otherwise in this kernel: {error}."
         ) from error
 
 
-def _folio_mapcount(
-    program: drgn.Program, layout: _Layout, folio: drgn.Object, head: np.uint64, pages: int
+def _mappings(
+    program: drgn.Program, layout: _Layout, page: drgn.Object, head: np.uint64, pages: int
 ) -> int:
+    """How many page table entries map any of ``pages`` pages from ``page`` on, a large folio."""
+    folio = _folio(page)
     # Since commit 05c5323b2a34 ("mm: track mapcount of large folios in single value") (in v6.10).
     if (total := _count(folio, "_large_mapcount")) is not None:
         return total
@@ -104,15 +106,27 @@ def _folio_mapcount(
     if (whole := _count(folio, "_entire_mapcount")) is not None:
         return whole + single
     # Up to v6.1 those of the whole were in the counts of single pages as well: always in a file's,
-    # and once in anonymous ones while there are both kinds. So folio_mapcount() has it in 6.1.
-    whole = int(folio._total_mapcount.counter) + 1
-    anon = _word(rows, layout.mapping)[0] & np.uint64(_MAPPING_ANON)
-    twice = int(_flag(layout, rows, "PG_double_map")[1]) if anon else whole
-    return whole + single - twice * pages
+    # and once in anonymous ones while there are both kinds. So total_mapcount() has it in 5.10.
+    if (whole := _count(folio, "_total_mapcount")) is None:
+        whole = int(page[1].compound_mapcount.counter) + 1
+    if _word(rows, layout.mapping)[0] & np.uint64(_MAPPING_ANON):
+        return whole + single - int(_flag(layout, rows, "PG_double_map")[1]) * pages
+    # Of hugetlb, whose pages are in a file as well, nobody maps parts, and they are not counted.
+    return whole + single - (whole * pages if single else 0)
 
 
-def _count(folio: drgn.Object, name: str) -> int | None:
+def _folio(page: drgn.Object) -> drgn.Object | None:
+    """The folio that begins with a page, or None where there are no folios yet (before v5.16)."""
+    try:
+        return drgn.cast("struct folio *", page)
+    except LookupError:
+        return None
+
+
+def _count(folio: drgn.Object | None, name: str) -> int | None:
     """A count that is stored as one less, or None where the kernel has none of this name."""
+    if folio is None:
+        return None
     try:
         return int(getattr(folio, name).counter) + 1
     except AttributeError:
@@ -175,8 +189,21 @@ class _Layout:
             mapping=drgn.offsetof(page, "mapping"),
             compound_head=drgn.offsetof(page, "compound_head"),
             bits=values,
-            huge_zero=_variable(program, "huge_zero_pfn"),
+            huge_zero=_huge_zero(program),
         )
+
+
+def _huge_zero(program: drgn.Program) -> int | None:
+    """The first frame of the huge zero page, or None where there is none yet."""
+    pfn = _variable(program, "huge_zero_pfn")
+    if pfn is not None:
+        return pfn
+    # Older kernels have its struct page only.
+    try:
+        page = program["huge_zero_page"]
+    except KeyError:
+        return None
+    return int(page_to_pfn(page)) if page else None
 
 
 def _variable(program: drgn.Program, name: str) -> int | None:

@@ -240,6 +240,13 @@ def vm(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return arch
 
 
+class Kvm(FakeProgram):
+    """A host whose KVM marks the sptes that are present, as all do since v5.13."""
+
+    def __init__(self) -> None:
+        super().__init__(shadow_mmu_writable_mask=object())
+
+
 def read(program: FakeProgram) -> list[tuple[int, int, bool, int]]:
     found = read_sptes(program, 70, 9, GPA, PAGES)
     columns = (found.page, found.pfn, found.writable, found.level)
@@ -247,7 +254,7 @@ def read(program: FakeProgram) -> list[tuple[int, int, bool, int]]:
 
 
 def test_the_tdp_mmu_is_walked_from_its_roots(vm: SimpleNamespace) -> None:
-    program = FakeProgram()
+    program = Kvm()
     program.table(0x1000, {0: 0x2000 | SPTE})
     program.table(0x2000, {1: 0x3000 | SPTE, 3: 0x40000 << 12 | SPTE | LARGE})
     program.table(0x3000, {0: 0x4000 | SPTE, 1: 0x80000 << 12 | SPTE | WRITABLE | LARGE, 2: 0x5000})
@@ -259,7 +266,7 @@ def test_the_tdp_mmu_is_walked_from_its_roots(vm: SimpleNamespace) -> None:
 
 
 def test_every_root_counts(vm: SimpleNamespace) -> None:
-    program = FakeProgram()
+    program = Kvm()
     for root, pfn in ((0x1000, 0x11), (0x5000, 0x22)):
         tables = [root, *(root + 0x1000 * step for step in (1, 2, 3))]
         program.table(tables[0], {0: tables[1] | SPTE})
@@ -271,7 +278,7 @@ def test_every_root_counts(vm: SimpleNamespace) -> None:
 
 
 def test_shadow_pages_say_which_frames_of_the_guest_they_map(vm: SimpleNamespace) -> None:
-    program = FakeProgram()
+    program = Kvm()
     program.table(0x1000, {3: 0x33 << 12 | SPTE})
     program.table(0x2000, {1: 0x80000 << 12 | SPTE | LARGE, 2: 0x1000 | SPTE})
     vm.active_mmu_pages = ListHead(
@@ -284,7 +291,7 @@ def test_shadow_pages_say_which_frames_of_the_guest_they_map(vm: SimpleNamespace
 
 
 def test_shadowed_translations_come_from_the_guests_own_tables(vm: SimpleNamespace) -> None:
-    program = FakeProgram()
+    program = Kvm()
     program.table(0x1000, {0: 0x33 << 12 | SPTE, 1: 0x44 << 12 | SPTE})
     gfns = np.zeros(512, np.uint64)
     # The low bits are the access rights.
@@ -294,20 +301,66 @@ def test_shadowed_translations_come_from_the_guests_own_tables(vm: SimpleNamespa
     assert read(program) == [(4, 0x44, False, 1), (9, 0x33, False, 1)]
 
 
+def test_before_there_was_a_mark_what_allows_access_is_present(vm: SimpleNamespace) -> None:
+    program = FakeProgram()
+    writable_to_kvm = 1 << 11
+    program.table(0x1000, {0: 0x2000 | RW | writable_to_kvm})
+    program.table(0x2000, {1: 0x3000 | RW | writable_to_kvm})
+    program.table(0x3000, {0: 0x4000 | RW | writable_to_kvm, 1: 0x80000 << 12 | RO | LARGE})
+    program.table(
+        0x4000,
+        {
+            1: 0x11 << 12 | RO,
+            2: 0x22 << 12 | RW | writable_to_kvm,
+            # Executable only, as EPT has it.
+            3: 0x33 << 12 | 0b100,
+            # Of MMIO, which has no frame; and nothing, but for a bit of software's.
+            4: 0x44 << 12 | RW | 3 << 52,
+            5: 0x55 << 12 | writable_to_kvm,
+        },
+    )
+    vm.tdp_mmu_roots = ListHead([shadow(0x1000, level=4)])
+    large = [(512 + page, 0x80000 + page, False, 2) for page in range(512)]
+    assert read(program) == [(1, 0x11, False, 1), (2, 0x22, True, 1), (3, 0x33, False, 1), *large]
+
+
+def test_gfns_of_shadow_pages_without_access_rights(vm: SimpleNamespace) -> None:
+    program = FakeProgram()
+    program.table(0x1000, {0: 0x33 << 12 | RO, 1: 0x44 << 12 | RW})
+    gfns = np.zeros(512, np.uint64)
+    gfns[0], gfns[1] = FIRST_GFN + 9, FIRST_GFN + 4
+    program.virtual[0xFFFF_8880_0000_0000] = gfns.tobytes()
+    old = shadow(0x1000, level=1)
+    del old.shadowed_translation
+    old.gfns = Number(0xFFFF_8880_0000_0000)
+    vm.active_mmu_pages = ListHead([old])
+    assert read(program) == [(4, 0x44, True, 1), (9, 0x33, False, 1)]
+
+
+def test_shadow_pages_without_any_gfns_cannot_be_understood(vm: SimpleNamespace) -> None:
+    program = Kvm()
+    program.table(0x1000, {0: 0x33 << 12 | SPTE})
+    strange = shadow(0x1000, level=1)
+    del strange.shadowed_translation
+    vm.active_mmu_pages = ListHead([strange])
+    with pytest.raises(OracleUnavailable, match="look different in this kernel"):
+        read(program)
+
+
 @pytest.mark.parametrize("missing", ["tdp_mmu_roots", "active_mmu_pages"])
 def test_a_kernel_that_keeps_them_otherwise_cannot_be_asked(
     vm: SimpleNamespace, missing: str
 ) -> None:
     delattr(vm, missing)
     with pytest.raises(OracleUnavailable, match=f"look different in this kernel.*{missing}"):
-        read(FakeProgram())
+        read(Kvm())
 
 
 def test_a_vm_that_is_not_open_is_an_error_of_the_probe(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "find_task", lambda *_: object())
     monkeypatch.setattr(module, "fget", lambda *_: None)
     with pytest.raises(ProbeError, match="Process 70 of the host has no open file 9"):
-        read(FakeProgram())
+        read(Kvm())
 
 
 def test_a_kvm_without_debug_information_cannot_be_asked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -318,4 +371,4 @@ def test_a_kvm_without_debug_information_cannot_be_asked(monkeypatch: pytest.Mon
     monkeypatch.setattr(module, "fget", lambda *_: SimpleNamespace(private_data=1))
     monkeypatch.setattr("drgn.cast", no_type)
     with pytest.raises(OracleUnavailable, match="debug information for the kvm module"):
-        read(FakeProgram())
+        read(Kvm())

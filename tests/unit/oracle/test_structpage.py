@@ -53,13 +53,21 @@ class Folio:
     """What a large folio keeps about all of its pages; counts are stored as one less.
 
     Kernels before v6.10 have no ``mapcount`` of the whole, and keep what maps all of it at once
-    in ``entire``, which up to v6.1 had another name, here ``total``.
+    in ``entire``, which up to v6.1 had another name, here ``total``, and before there were folios
+    was a field of the second page, here ``compound``.
     """
 
     order: int
     mapcount: int | None = None
     entire: int | None = None
     total: int | None = None
+    compound: int | None = None
+
+    def __getitem__(self, index: int) -> SimpleNamespace:
+        assert index == 1
+        if self.compound is None:
+            raise AttributeError("'struct page' has no member 'compound_mapcount'")
+        return SimpleNamespace(compound_mapcount=SimpleNamespace(counter=self.compound - 1))
 
     def __getattr__(self, name: str) -> SimpleNamespace:
         fields = {
@@ -105,7 +113,7 @@ class Memmap:
         return self.variables[name]
 
     def folio(self, kind: str, value: int) -> Folio:
-        assert kind == "struct folio *"
+        assert kind == "struct page *"
         pfn, rest = divmod(value - BASE, SIZE)
         assert rest == 0
         return self.folios[pfn]
@@ -127,6 +135,7 @@ def layout(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(drgn, "offsetof", lambda _, name: OFFSETS[name])
     monkeypatch.setattr(drgn, "Object", lambda program, kind, value: program.folio(kind, value))
     monkeypatch.setattr(drgn, "cast", lambda _, value: value)
+    monkeypatch.setattr(structpage, "page_to_pfn", lambda page: page.value_())
 
 
 def states(
@@ -140,9 +149,25 @@ def states(
     return page_states(program, asked), program
 
 
+class Number:
+    """An integer or a pointer of the kernel."""
+
+    def __init__(self, value: int) -> None:
+        self._value = value
+
+    def value_(self) -> int:
+        return self._value
+
+    def __int__(self) -> int:
+        return self._value
+
+    def __bool__(self) -> bool:
+        return self._value != 0
+
+
 def number(value: int) -> Any:
     """An integer of the kernel."""
-    return SimpleNamespace(value_=lambda: value)
+    return Number(value)
 
 
 def pagemap(first: int, last: int, kind: int) -> Any:
@@ -332,25 +357,38 @@ ALL = dict.fromkeys(range(4), 1)
         pytest.param(parts({0: 3, 1: 2, 2: 2, 3: 2}, FILE), 2, 3, id="of a file, both"),
         pytest.param(parts({0: 1}, FILE), 0, 1, id="of a file, one page"),
         pytest.param(parts({}, FILE), 0, 0, id="of a file, not at all"),
+        pytest.param(parts({}, FILE), 2, 2, id="of hugetlb"),
     ],
 )
+@pytest.mark.parametrize("folios", [True, False])
 def test_up_to_6_1_counts_of_the_whole_are_in_those_of_its_parts(
-    frames: dict[int, Frame], whole: int, mapcount: int
+    frames: dict[int, Frame],
+    whole: int,
+    mapcount: int,
+    folios: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    seen, _ = states(frames, 0x202, folios={0x200: Folio(order=2, total=whole)})
+    if not folios:
+        monkeypatch.setattr(drgn, "cast", no_folio)
+    folio = Folio(order=2, total=whole) if folios else Folio(order=2, compound=whole)
+    seen, _ = states(frames, 0x202, folios={0x200: folio})
     assert seen.mapcount.tolist() == [mapcount]
+
+
+def no_folio(kind: str, value: Any) -> Any:
+    """A cast in a kernel from before there were folios."""
+    if kind == "struct folio *":
+        raise LookupError("could not find 'struct folio'")
+    return value
 
 
 @pytest.mark.parametrize("problem", ["no count", "no folio"])
 def test_a_kernel_that_counts_otherwise_cannot_be_asked(
     monkeypatch: pytest.MonkeyPatch, problem: str
 ) -> None:
-    def no_type(*_: object, **__: object) -> None:
-        raise LookupError("could not find 'struct folio'")
-
     if problem == "no folio":
-        monkeypatch.setattr(drgn, "Object", no_type)
-    with pytest.raises(OracleUnavailable, match=r"counted otherwise in this kernel: .*folio"):
+        monkeypatch.setattr(drgn, "cast", no_folio)
+    with pytest.raises(OracleUnavailable, match=r"counted otherwise in this kernel: .*mapcount"):
         states(parts({}), 0x200, folios={0x200: Folio(order=2)})
     # Small pages are as ever.
     assert states({0x100: Frame()})[0].mapcount.tolist() == [1]
@@ -369,6 +407,11 @@ def test_the_references_of_the_huge_zero_page_are_counted_by_nobody() -> None:
     seen, _ = states(frames, folios=folios, huge_zero_pfn=-1)
     assert not seen.reserved.any()
     seen, _ = states(frames, folios=folios)
+    assert not seen.reserved.any()
+    # Older kernels have a pointer to its struct page instead.
+    seen, _ = states(frames, folios=folios, huge_zero_page=number(0x200))
+    assert seen.reserved.tolist() == [True, True, False]
+    seen, _ = states(frames, folios=folios, huge_zero_page=number(0))
     assert not seen.reserved.any()
 
 
