@@ -12,7 +12,8 @@ from harness.errors import CommandError, OracleUnavailable
 from harness.guest.session import Session, undone
 
 _KSM = "/sys/kernel/mm/ksm"
-_NUMA = "/sys/kernel/debug/sched/numa_balancing"
+_NUMA = ("/sys/kernel/debug/sched/numa_balancing/", "/proc/sys/kernel/numa_balancing_")
+"""Where the pace of NUMA balancing is set now, and where it was before v5.13."""
 _KHUGEPAGED = "/sys/kernel/mm/transparent_hugepage/khugepaged"
 _KSM_SECONDS = 20.0
 _KSM_ROUNDS = 100
@@ -88,16 +89,11 @@ def multigenerational(session: Session, *, on: bool) -> contextlib.AbstractConte
 
 def numa_balancing(session: Session) -> contextlib.AbstractContextManager[None]:
     """NUMA balancing takes access away from pages as often as it can, to see who comes."""
-    return settings(
-        session,
-        {
-            f"{_NUMA}/scan_delay_ms": "1",
-            f"{_NUMA}/scan_period_min_ms": "10",
-            f"{_NUMA}/scan_period_max_ms": "20",
-            "/proc/sys/kernel/numa_balancing": "1",
-        },
-        "NUMA balancing",
-    )
+    pace = {"scan_delay_ms": "1", "scan_period_min_ms": "10", "scan_period_max_ms": "20"}
+    first = next(iter(pace))
+    place = next((place for place in _NUMA if session.ask("exists", path=place + first)), _NUMA[0])
+    values = {f"{place}{name}": value for name, value in pace.items()}
+    return settings(session, {**values, "/proc/sys/kernel/numa_balancing": "1"}, "NUMA balancing")
 
 
 def failing_allocations(session: Session) -> contextlib.AbstractContextManager[None]:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 from harness.probe import layout
-from harness.probe.backing import advise, keep_small, map_anonymous
+from harness.probe.backing import keep_small, map_anonymous, populate
 from harness.probe.memory import PROTECTION, Memory
 from harness.probe.system import checked, libc
 from harness.probe.vm import ALIAS_SLOT, VirtualMachine
@@ -33,7 +33,7 @@ class Aliasing:
             self._hva = map_anonymous(self._size)
             keep_small(self._hva, self._size)
             # Where there are pages, an invalidation lasts.
-            advise(self._hva, self._size, "populate_write")
+            populate(self._hva, self._size)
             tasks.append(self._protect)
         self._threads = [
             threading.Thread(target=self._repeat, args=(task,), daemon=True) for task in tasks

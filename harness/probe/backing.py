@@ -33,6 +33,8 @@ libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, cty
 libc.mmap.restype = ctypes.c_void_p
 libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+libc.mlock.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+libc.munlock.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,6 +128,18 @@ def mapped(address: int) -> int:
 def advise(address: int, size: int, advice: str) -> None:
     """Call madvise(2) with an advice from ADVICE."""
     checked(libc.madvise(address, size, ADVICE[advice]))
+
+
+def populate(address: int, size: int) -> None:
+    """Have all pages of a stretch of memory there, as if each had been written to."""
+    try:
+        advise(address, size, "populate_write")
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        # Before v5.14 there is no such advice. Private memory that is locked is written to as well.
+        checked(libc.mlock(address, size))
+        checked(libc.munlock(address, size))
 
 
 def keep_small(address: int, size: int) -> None:

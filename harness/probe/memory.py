@@ -21,6 +21,7 @@ from harness.probe.backing import (
     keep_small,
     map_anonymous,
     mapped,
+    populate,
 )
 from harness.probe.layout import PAGE_BYTES, PAGE_WORDS
 from harness.probe.system import call, checked, libc
@@ -73,6 +74,10 @@ class Memory:
     def madvise(self, first: int, pages: int, advice: str) -> None:
         """Call madvise(2) with an advice from ADVICE."""
         advise(*self.span(first, pages), advice)
+
+    def populate(self, first: int, pages: int) -> None:
+        """Have all pages of a range there, as if each had been written to."""
+        populate(*self.span(first, pages))
 
     def mprotect(self, first: int, pages: int, protection: str) -> None:
         """Call mprotect(2) with a protection from PROTECTION."""

@@ -82,7 +82,7 @@ class Race:
 
     def _discard_all(self) -> bool:
         """The same at the end of a long invalidation, inside of which the vcpu faults."""
-        self._memory.madvise(0, self._memory.pages, "populate_write")
+        self._memory.populate(0, self._memory.pages)
         self._memory.madvise(0, self._memory.pages, "dontneed")
         self._await_visits()
         return self._word() == 0

@@ -30,6 +30,7 @@ from harness.guest.settings import (
 KSM = "/sys/kernel/mm/ksm"
 LRU = "/sys/kernel/mm/lru_gen/enabled"
 NUMA = "/sys/kernel/debug/sched/numa_balancing"
+OLD_NUMA = "/proc/sys/kernel/numa_balancing"
 SWAPS = """\
 Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority
 /dev/vdb                                partition\t1048572\t\t0\t\t-2
@@ -102,6 +103,15 @@ SWITCHES: dict[str, tuple[Switch, dict[str, str]]] = {
             "/proc/sys/kernel/numa_balancing": "1",
         },
     ),
+    "NUMA balancing with its files of old": (
+        numa_balancing,
+        {
+            f"{OLD_NUMA}_scan_delay_ms": "1",
+            f"{OLD_NUMA}_scan_period_min_ms": "10",
+            f"{OLD_NUMA}_scan_period_max_ms": "20",
+            OLD_NUMA: "1",
+        },
+    ),
     "fault injection": (
         failing_allocations,
         {
@@ -127,7 +137,9 @@ def test_each_switch_is_set_and_put_back(what: str) -> None:
     assert agent.files == before
 
 
-@pytest.mark.parametrize("what", [what for what in SWITCHES if what != "classic LRU"])
+@pytest.mark.parametrize(
+    "what", [what for what in SWITCHES if what != "classic LRU" and "of old" not in what]
+)
 def test_a_kernel_without_the_switch_is_said_to_lack_it(what: str) -> None:
     switch, wanted = SWITCHES[what]
     for missing in wanted:

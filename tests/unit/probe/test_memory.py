@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import base64
 import ctypes
+import errno
 import os
 import re
 import signal
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 from forked import in_child, signal_of
 
-from harness.probe import memory, storage
+from harness.probe import backing, memory, storage
 from harness.probe.layout import PAGE_BYTES, PAGE_WORDS
 from harness.probe.memory import Memory
 
@@ -144,6 +145,36 @@ def test_discarded_memory_is_gone_and_reads_as_zero() -> None:
         return there, ours.peek(0, 4, 0)
 
     assert in_child(run) == ([True, False, False, True], [9, 0, 0, 9])
+
+
+@pytest.mark.parametrize("advised", [True, False], ids=["by advice", "before v5.14"])
+def test_populated_memory_is_there_and_keeps_what_it_has(
+    advised: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(address: int, size: int, advice: str) -> None:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    def run() -> tuple[list[bool], list[int]]:
+        ours = Memory(4)
+        ours.poke(2, 1, 0, 9)
+        if not advised:
+            monkeypatch.setattr(backing, "advise", refuse)
+        ours.populate(0, 3)
+        return present(ours, 0, 4), ours.peek(0, 4, 0)
+
+    assert in_child(run) == ([True, True, True, False], [0, 0, 9, 0])
+
+
+def test_what_cannot_be_populated_for_another_reason_is_said(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(address: int, size: int, advice: str) -> None:
+        raise OSError(errno.EFAULT, "Bad address")
+
+    ours = Memory(1)
+    monkeypatch.setattr(backing, "advise", refuse)
+    with pytest.raises(OSError, match="Bad address"):
+        ours.populate(0, 1)
 
 
 def test_fresh_memory_over_a_hole_and_over_a_mapping_is_zero() -> None:
