@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 from collections.abc import Iterator
@@ -25,6 +26,9 @@ _GAP_PAGES = 4096
 _PAGE_BYTES = 4096
 _MAPPING_ANON = 1
 _COMPOUND = 1
+_MASKS = np.uint64(0xFFFF_FFFF_0000_0000)
+"""Where no struct page is, because the kernel's text and modules are."""
+
 _WORD_MASK = (1 << 64) - 1
 
 
@@ -62,7 +66,7 @@ def page_states(program: drgn.Program, pfns: Words) -> PageStates:
     compound = _word(rows, layout.compound_head)
     tail = (compound & np.uint64(_COMPOUND)) != 0
     head = pfns.astype(np.uint64)
-    head[tail] = (compound[tail] - np.uint64(_COMPOUND + layout.base)) // np.uint64(layout.size)
+    head[tail] = _heads(layout, pfns[tail], compound[tail] - np.uint64(_COMPOUND))
     if tail.any():
         rows = rows.copy()
         rows[tail] = _rows(program, layout, head[tail])
@@ -75,6 +79,17 @@ def page_states(program: drgn.Program, pfns: Words) -> PageStates:
         pages[members], mapcount[members] = _large_folio(program, layout, int(folio))
     device = _of_a_device(program, layout, rows, pfns)
     return _states(layout, rows, pfns, head, pages, mapcount, device)
+
+
+def _heads(layout: _Layout, tails: Words, told: Words) -> Words:
+    """The frames of the folios that ``tails`` belong to, by what their struct pages tell of it.
+
+    That is the address of the first one's or, in kernels with CONFIG_HUGETLB_PAGE_OPTIMIZE_VMEMMAP
+    as in 7.2, a mask that makes it out of the tail's own.
+    """
+    base, size = np.uint64(layout.base), np.uint64(layout.size)
+    own = base + tails.astype(np.uint64) * size
+    return (np.where(told >= _MASKS, own & told, told) - base) // size
 
 
 def _large_folio(program: drgn.Program, layout: _Layout, head: int) -> tuple[int, int]:
@@ -187,10 +202,18 @@ class _Layout:
             refcount=drgn.offsetof(page, "_refcount"),
             mapcount=drgn.offsetof(page, "_mapcount"),
             mapping=drgn.offsetof(page, "mapping"),
-            compound_head=drgn.offsetof(page, "compound_head"),
+            compound_head=_offset(page, "compound_head", "compound_info"),
             bits=values,
             huge_zero=_huge_zero(program),
         )
+
+
+def _offset(kind: drgn.Type, *names: str) -> int:
+    """Where a member is that has one of these names, the last of which is that of today."""
+    for name in names[:-1]:
+        with contextlib.suppress(LookupError):
+            return drgn.offsetof(kind, name)
+    return drgn.offsetof(kind, names[-1])
 
 
 def _huge_zero(program: drgn.Program) -> int | None:

@@ -30,18 +30,24 @@ FILE = 0xFFFF_8880_0000_2000
 
 @dataclasses.dataclass(frozen=True)
 class Frame:
-    """A struct page; ``mapcount`` is stored as one less, as the kernel does."""
+    """A struct page; ``mapcount`` is stored as one less, as the kernel does.
+
+    A tail tells its ``head``, as an address or, if it knows its ``order``, as a mask.
+    """
 
     refcount: int = 1
     mapcount: int = 1
     mapping: int = ANON
     flags: tuple[str, ...] = ()
     head: int | None = None
+    order: int | None = None
 
     def packed(self) -> bytes:
         raw = bytearray(SIZE)
         struct.pack_into("<Q", raw, 0, sum(1 << BITS[name] for name in self.flags))
         head = 0 if self.head is None else (BASE + self.head * SIZE) | 1
+        if self.order is not None:
+            head = ((1 << 64) - (SIZE << self.order)) | 1
         struct.pack_into("<Q", raw, 8, head)
         struct.pack_into("<Q", raw, 24, self.mapping)
         struct.pack_into("<ii", raw, 48, self.mapcount - 1, self.refcount)
@@ -292,6 +298,25 @@ def test_large_folios_are_told_apart() -> None:
     assert seen.pages.tolist() == [512, 8, 512, 8]
     assert seen.mapcount.tolist() == [0, 8, 0, 8]
     assert seen.refcount.tolist() == [0x108, 0x100, 0x108, 0x100]
+
+
+def test_a_tail_may_tell_a_mask_instead_of_its_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    offsets = {name: offset for name, offset in OFFSETS.items() if name != "compound_head"}
+    offsets["compound_info"] = OFFSETS["compound_head"]
+
+    def offset(_: object, name: str) -> int:
+        if name not in offsets:
+            raise LookupError(f"'struct page' has no member '{name}'")
+        return offsets[name]
+
+    monkeypatch.setattr(drgn, "offsetof", offset)
+    for mask in (True, False):
+        frames = {pfn: Frame(0, 0, 0, head=0x400, order=9 if mask else None)
+                  for pfn in (0x401, 0x5FF)}  # fmt: skip
+        frames[0x400] = Frame(refcount=3, flags=("PG_head",))
+        seen, _ = states(frames, folios={0x400: Folio(order=9, mapcount=1)})
+        assert seen.head.tolist() == [0x400] * 3
+        assert seen.refcount.tolist() == [3] * 3
 
 
 def test_the_frames_that_were_asked_for_stay_as_they_are() -> None:
