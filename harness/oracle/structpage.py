@@ -212,8 +212,8 @@ def _offset(kind: drgn.Type, *names: str) -> int:
     """Where a member is that has one of these names, the last of which is that of today."""
     for name in names[:-1]:
         with contextlib.suppress(LookupError):
-            return drgn.offsetof(kind, name)
-    return drgn.offsetof(kind, names[-1])
+            return int(drgn.offsetof(kind, name))
+    return int(drgn.offsetof(kind, names[-1]))
 
 
 def _huge_zero(program: drgn.Program) -> int | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import CommandError, InfrastructureError, OracleUnavailable, SourceError
-from harness.kernel import packaged_headers
+from harness.kernel import make
 from harness.kernel.debian import Package
 from harness.kernel.model import Kernel
 from harness.kernel.packaged_headers import fetched_headers
@@ -174,6 +174,6 @@ def test_a_make_that_is_killed_is_no_skip(apt: FakeApt, store: Store) -> None:
 def test_a_make_that_leaves_nothing_builds_nothing(
     apt: FakeApt, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(packaged_headers.Make, "external", lambda *_: None)
+    monkeypatch.setattr(make.Make, "external", lambda *_: None)
     with pytest.raises(OracleUnavailable, match="make left no module"):
         fetch(apt, store)
