@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping
 
@@ -55,6 +56,14 @@ def merging(session: Session) -> Iterator[None]:
             yield
 
 
+@dataclasses.dataclass(frozen=True)
+class Merged:
+    """How many pages KSM has merged, and whether it was still at it when that was asked."""
+
+    pages: int
+    goes_on: bool = False
+
+
 def merged_pages(session: Session, least: int) -> int:
     """How many pages KSM has merged, once they are ``least`` or it has refused the others.
 
@@ -63,19 +72,31 @@ def merged_pages(session: Session, least: int) -> int:
     that was merged a hundred rounds. Raises DeadlineError when they do not: a host that is short of
     CPU says nothing about the kernel.
     """
+    return _merged(session, least, enough=least).pages
+
+
+def merged_meanwhile(session: Session, least: int) -> Merged:
+    """The same where vcpus are in KSM's way: after some time, one page is as good as ``least``."""
+    return _merged(session, least, enough=1)
+
+
+def _merged(session: Session, least: int, enough: int) -> Merged:
+    """What KSM has done when ``least`` pages are merged, or none is any more, or for now enough."""
     pace = session.host.facts.pace
     paths = [f"{_KSM}/{name}" for name in ("full_scans", "pages_shared", "pages_sharing")]
     soon = Deadline.after(_KSM_SECONDS * pace, "Merging")
     last = Deadline.after(_STARVED * _KSM_SECONDS * pace, "Merging")
-    most, enough = -1, 0
+    most, refused_at = -1, 0
     for _ in last.ticks():
         answers = session.ask_all(*[("read", {"path": path}) for path in paths])
         rounds, shared, sharing = map(int, answers)
         merged = shared + sharing
         if merged > most:
-            most, enough = merged, rounds + _KSM_ROUNDS
-        if merged >= least or (soon.expired and rounds >= enough):
-            return merged
+            most, refused_at = merged, rounds + _KSM_ROUNDS
+        if merged >= least or (soon.expired and rounds >= refused_at):
+            return Merged(merged)
+        if merged >= enough and soon.expired:
+            return Merged(merged, goes_on=True)
     raise last.error(f"KSM has not looked at all pages {_KSM_ROUNDS} times without merging any.")
 
 

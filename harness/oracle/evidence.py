@@ -23,6 +23,7 @@ from harness.machine.host import Host
 from harness.machine.mmu import Mmu
 from harness.oracle import notifier
 from harness.oracle.answers import SHOWN, Answers
+from harness.oracle.charges import most_charged
 from harness.oracle.outside import (
     INVALIDATIONS,
     REFERENCES,
@@ -42,8 +43,6 @@ from harness.result.outcome import OracleStatus
 
 _SETTLE_SECONDS = 3.0
 """How long something transient may keep a page referenced on a fast machine."""
-
-_SWAP_SLOTS_CACHED = 64
 
 _SPTE_COUNTERS = {"pages_4k": 1, "pages_2m": 512, "pages_1g": 512 * 512}
 """KVM's counters of leaf sptes, with the pages of 4 KiB that each maps."""
@@ -288,12 +287,7 @@ class Evidence(Answers):
 
     def memory_given_back(self, guest: Charged) -> None:
         """The cgroup of a dead guest is charged for no memory, swap or page table any more."""
-        most = dict.fromkeys(("anon", "shmem", "swapcached", "pagetables", "sec_pagetables"), 0)
-        # A page that nobody maps but somebody references is on these lists only.
-        most |= dict.fromkeys(("inactive_anon", "active_anon", "unevictable"), 0)
-        # A freed swap slot stays charged until its CPU has a batch of them (SWAP_SLOTS_CACHE_SIZE
-        # in include/linux/swap_slots.h, up to v6.13).
-        most["memory.swap.current"] = _SWAP_SLOTS_CACHED * guest.session.cpus * PAGE_BYTES
+        most = most_charged(guest.session, guest.cgroup)
 
         def charged() -> tuple[str, ...]:
             guest.session.ask("drain_lru")

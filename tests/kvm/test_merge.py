@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from harness.guest.probe import GuestFactory, ProbeGuest
-from harness.guest.settings import merged_pages, merging
+from harness.guest.settings import merged_meanwhile, merged_pages, merging
 from harness.oracle.evidence import Evidence
 
 pytestmark = pytest.mark.parametrize("backing", ["ksm"])
@@ -129,8 +129,13 @@ def test_reading_vcpus_follow_to_the_page_that_is_merged(
                 ]
                 guest.madvise("mergeable")
                 least = guest.pages - MOST_APART
-                merged = merged_pages(guest.session, least)
-                evidence.at_least("merging", "pages merged", least, merged)
+                merged = merged_meanwhile(guest.session, least)
+                # While anything is invalidated, a vcpu that faults tries again and again, and
+                # leaves KSM, which is nicer, hardly a CPU to come to an end: before commit
+                # 4a42d848db95 ("KVM: x86/mmu: Consider the hva in mmu_notifier retry") (in v5.12).
+                # A page that is held would not be merged however long that takes.
+                least = 1 if merged.goes_on else least
+                evidence.at_least("merging", "pages merged", least, merged.pages)
                 evidence.no_stale_translations(guest)
             for hammer in hammers:
                 evidence.content(hammer.stop())

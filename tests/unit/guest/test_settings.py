@@ -15,10 +15,12 @@ from harness.errors import CommandError, DeadlineError, OracleUnavailable, Viola
 from harness.guest import settings as module
 from harness.guest.session import Session
 from harness.guest.settings import (
+    Merged,
     device_memory,
     failing_allocations,
     khugepaged,
     large_pages,
+    merged_meanwhile,
     merged_pages,
     merging,
     multigenerational,
@@ -212,6 +214,17 @@ def test_merged_pages_are_those_that_share_and_those_that_are_shared() -> None:
     sharing = [0, 50, 99, 100, 999]
     assert merged_pages(counting(7, sharing), 107) == 107
     assert sharing == [999], "no look more than it takes"
+
+
+def test_where_vcpus_are_in_the_way_one_page_is_enough_after_some_time(clock: FakeClock) -> None:
+    start = clock.now
+    slowly = [0] * 50 + list(range(1, 200))
+    merged = merged_meanwhile(counting(0, slowly, rounds=1), 1000)
+    assert merged.goes_on
+    assert 1 <= merged.pages < 199
+    assert module._KSM_SECONDS < clock.now - start < module._KSM_SECONDS + 2
+    assert merged_meanwhile(counting(1, [5, 105], rounds=1), 106) == Merged(106)
+    assert merged_meanwhile(counting(1, [5]), 106) == Merged(6), "it refused the others"
 
 
 @pytest.mark.parametrize("pace", [1.0, 3.0])

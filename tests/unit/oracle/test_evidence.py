@@ -87,15 +87,22 @@ class FakeGuest:
         self.views = [View(self.vm_fd, self.gpa)]
         self.backing = "anon"
         self.drained = 0
-        self.session = SimpleNamespace(cpus=2, ask=self._drain)
+        self.cgroup = "/sys/fs/cgroup/guest0"
+        self.cgroup_files = {"cgroup.kill"}
+        self.session = SimpleNamespace(cpus=2, ask=self._ask)
         self.counters: dict[str, int] | None = {"pages_4k": PAGES, "pages_2m": 0, "pages_1g": 0}
         self.memory = [
             {"anon": 0, "swapcached": 0, "memory.current": 0, "memory.swap.current": PAGES * PAGE}
         ]
 
-    def _drain(self, op: str) -> None:
+    def _ask(self, op: str, path: str = "") -> bool | None:
+        if op == "exists":
+            directory, _, name = path.rpartition("/")
+            assert directory == self.cgroup
+            return name in self.cgroup_files
         assert op == "drain_lru"
         self.drained += 1
+        return None
 
     def statistics(self) -> dict[str, dict[str, int]]:
         if self.counters is None:
@@ -991,6 +998,22 @@ def test_memory_of_a_dead_guest_is_a_violation(
     guest.memory = [{**DEAD, name: charge}]
     claim = violated(evidence, "memory controller", lambda: evidence.memory_given_back(guest))
     assert claim.seen == f"{name} {charge}"
+
+
+@pytest.mark.usefixtures("clock")
+@pytest.mark.parametrize("name", ["anon", "inactive_anon", "pagetables"])
+@pytest.mark.parametrize("pages", [64, 65])
+def test_statistics_that_cpus_keep_to_themselves_are_not_exact(
+    evidence: Evidence, guest: Any, name: str, pages: int
+) -> None:
+    guest.cgroup_files = set()
+    guest.memory = [{**DEAD, name: pages * PAGE}]
+    if pages == 64:
+        evidence.memory_given_back(guest)
+        agrees(evidence, "memory controller")
+    else:
+        claim = violated(evidence, "memory controller", lambda: evidence.memory_given_back(guest))
+        assert claim.seen == f"{name} {pages * PAGE}"
 
 
 # What is seen.
