@@ -157,7 +157,7 @@ class UserTree:
     def _fingerprints(self) -> dict[str, str]:
         """As the tree is at the first question: all that is built comes from the same moment."""
         cache = FingerprintCache(
-            self._root, self._store.directory("fingerprints") / f"{self._lineage}.json"
+            self._root, self._store.directory("fingerprints") / f"{self._lineage}.txt"
         )
         try:
             found = {name: cache.get(name) for name in _source_files(self._root)}

@@ -147,25 +147,40 @@ def test_settled_files_are_read_once(
     tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fingerprint_module, "_SETTLED_NANOSECONDS", 0)
-    cache = FingerprintCache(tree, tmp_path / "known.json")
+    cache = FingerprintCache(tree, tmp_path / "known")
     first = cache.get("mm/memory.c")
     cache.save()
     monkeypatch.setattr(fingerprint_module, "fingerprint", lambda _: pytest.fail("read again"))
-    again = FingerprintCache(tree, tmp_path / "known.json")
+    again = FingerprintCache(tree, tmp_path / "known")
     assert again.get("mm/memory.c") == first
     assert again.get("mm/none.c") == "-"
 
 
 def test_fresh_files_are_not_trusted(tree: Path, tmp_path: Path) -> None:
-    cache = FingerprintCache(tree, tmp_path / "known.json")
+    cache = FingerprintCache(tree, tmp_path / "known")
     cache.get("mm/memory.c")
     cache.save()
-    assert (tmp_path / "known.json").read_text() == "{}"
+    assert (tmp_path / "known").read_text() == ""
+
+
+def test_any_name_of_a_file_is_remembered(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fingerprint_module, "_SETTLED_NANOSECONDS", 0)
+    names = ["mm/a b.c", "mm/a\nb.c", os.fsdecode(b"mm/\xff.c")]
+    for name in names:
+        (tree / name).write_text(name, "utf-8", "surrogateescape")
+    cache = FingerprintCache(tree, tmp_path / "known")
+    marks = [cache.get(name) for name in names]
+    cache.save()
+    monkeypatch.setattr(fingerprint_module, "fingerprint", lambda _: pytest.fail("read again"))
+    again = FingerprintCache(tree, tmp_path / "known")
+    assert [again.get(name) for name in names] == marks
 
 
 def test_damaged_cache_is_ignored(tree: Path, tmp_path: Path) -> None:
-    (tmp_path / "known.json").write_text('{"mm/mem')
-    cache = FingerprintCache(tree, tmp_path / "known.json")
+    (tmp_path / "known").write_text("f0 1,2")
+    cache = FingerprintCache(tree, tmp_path / "known")
     assert cache.get("mm/memory.c") == fingerprint(tree / "mm/memory.c")
 
 
