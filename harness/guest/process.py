@@ -26,6 +26,10 @@ class Charged(Protocol):
     def session(self) -> Session:
         """The agent on the host."""
 
+    @property
+    def cgroup(self) -> str:
+        """The directory of that cgroup."""
+
     def memory_statistics(self) -> dict[str, int]:
         """What the cgroup is charged for."""
 
