@@ -20,6 +20,9 @@ from harness.probe.memory import Memory
 from harness.probe.race import migrate
 
 _NODES = 2
+_TIMES = 4
+"""How often memory is discarded at once. The first time finds all of it in the TLB, and a round of
+the thread over before a page is gone; from then on each page takes it a fault."""
 
 
 class OutOfTime(Exception):
@@ -42,7 +45,7 @@ class Hammering:
         self._error: Exception | None = None
         self._node = 0
         self._kinds: dict[str, Callable[[], object]] = {
-            "discard": lambda: memory.madvise(0, memory.pages, "dontneed"),
+            "discard": self._discard,
             "protect": self._protect,
             "fork": _fork,
             "migrate": self._migrate,
@@ -114,6 +117,10 @@ class Hammering:
                 raise
             return False
         return True
+
+    def _discard(self) -> None:
+        for _ in range(_TIMES):
+            self._memory.madvise(0, self._memory.pages, "dontneed")
 
     def _protect(self) -> None:
         self._memory.mprotect(0, self._memory.pages, "read")
