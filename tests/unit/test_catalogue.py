@@ -47,8 +47,15 @@ UNPROVEN = {
 """Scenarios that no control was seen to break, with the reason."""
 
 UNPROVEN |= {
-    "tests/notifier/test_tlb_only.py::"
-    "test_a_miss_faults_the_page_in_and_keeps_no_reference": "it asks our device, not the kernel"
+    f"tests/notifier/test_{name}": why
+    for name, why in {
+        "attached.py::test_a_registration_succeeds_or_fails_cleanly_in_a_storm_of_signals": (
+            "a signal meets 1 registration of 200, which leaks less than the CPUs may hold"
+        ),
+        "tlb_only.py::test_a_miss_faults_the_page_in_and_keeps_no_reference": (
+            "it asks our device, not the kernel"
+        ),
+    }.items()
 }
 
 by_name = pytest.mark.parametrize("item", CATALOGUE, ids=lambda item: item.name)
