@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The doors of the command line."""
+"""The doors of the command line.
+
+What only some commands need and takes long to load (pytest, drgn, the suite) they import
+themselves, so that a kernel that is in the store is found without a wait for it.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +21,8 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from harness import __version__, display, housekeeping, kill_matrix, suite
+from harness import __version__, display, housekeeping, kill_matrix
 from harness.bisect.drive import bisect_code, find_first_bad
-from harness.campaign import Campaign, Plan
-from harness.comparing import compared
 from harness.comparison import as_text as comparison_text
 from harness.errors import ExitCode, HarnessError, Interrupted
 from harness.guest.probe import probe_guest
@@ -56,7 +58,6 @@ from harness.options import (
 from harness.progress import Progress
 from harness.result.text import printable
 from harness.result.verdict import exit_code
-from harness.soak.drive import Order, soaked
 from harness.soak.timeline import as_text as soak_text
 from harness.store import Store
 from harness.workbench import DEFAULT_KERNEL, Wish, host_spec, make_kernel, make_parts
@@ -80,6 +81,8 @@ def check(expression: str | None, tests: Sequence[str], **options: Any) -> int:
     TESTS are files or test ids; by default the whole suite. Under `git bisect run` the kernel is
     the tree that is bisected, unless another is named.
     """
+    from harness import suite
+
     _follow_bisection(options)
     if str(STDIN) in options["patches"]:
         options["patches"] = tuple(map(str, _patches(options["patches"], Store())))
@@ -94,6 +97,8 @@ def coverage(expression: str | None, tests: Sequence[str], **options: Any) -> in
     The table has the hooks of 2008, with what does their work today, and every place in this
     kernel that calls a notifier. coverage.json in the results directory has all cells.
     """
+    from harness import suite
+
     return suite.check(expression, tests, [*as_arguments(options), "--coverage"])
 
 
@@ -290,6 +295,8 @@ def controls(
     scenario that should not care, or if the good kernel fails. NAMES are controls; by default all.
     With --every-scenario also if one is missed by a scenario that should prove itself on it.
     """
+    from harness.campaign import Campaign, Plan
+
     chosen = tuple(str(mmu.parse(mode)) for mode in modes)
     plan = Plan(kernel, tuple(names), chosen, accel, jobs, every, at_once)
     with _opened() as (_, store, progress):
@@ -318,6 +325,8 @@ def compare(kernel: str, mode: str, jobs: int | None, accel: str, results: str) 
     Before is this kernel with the control pre-notifier. Prints and stores a table and a picture.
     Exit code 1 if this kernel does not let everything be done to all pages.
     """
+    from harness.comparing import compared
+
     wish = Wish(kernel, modes=(mmu.parse(mode),), accelerator=accel, jobs=jobs)
     with _opened() as (janitor, store, progress):
         comparison, path = compared(wish, store, janitor.directory, Path(results), progress)
@@ -336,6 +345,8 @@ def soak(
     Leaves what was seen over time as a picture and as JSON, and with a failure all logs and the
     host's memory.
     """
+    from harness.soak.drive import Order, soaked
+
     given, modes = options, (mmu.parse(mode),)
     changes = _paths(given["patches"]), _paths(given["fragments"])
     how = (given["accel"], given["control"], given["jobs"])

@@ -649,7 +649,7 @@ def test_controls_prints_the_matrix_and_ends_with_its_code(
             )
             return Matrix("a kernel", Run(0), (row,))
 
-    monkeypatch.setattr(cli, "Campaign", Campaign)
+    monkeypatch.setattr("harness.campaign.Campaign", Campaign)
     assert command("controls", "--mmu=shadow", "--accel=tcg", "spte-kept") == code
     assert plans == [Plan("deb:linux-source-6.12", ("spte-kept",), ("shadow",), "tcg")]
     said = capfd.readouterr().out
@@ -671,7 +671,7 @@ def test_compare_prints_both_kernels_and_whether_the_claim_holds(
     before = Measurement(8, {"swapped": 0}, {})
     after = Measurement(8, {"swapped": swapped}, {})
     found = Comparison("a kernel", "6.12", before, after)
-    monkeypatch.setattr(cli, "compared", lambda *_: (found, tmp_path / "results"))
+    monkeypatch.setattr("harness.comparing.compared", lambda *_: (found, tmp_path / "results"))
     assert command("compare") == code
     said = capfd.readouterr().out
     assert "0 (0.0%)" in said
@@ -698,7 +698,7 @@ def test_soak_passes_on_what_is_asked_and_ends_with_what_went_wrong(
         seen = Soak(order.seed, "6.12", 9.0, (), (), 0, str(failure or ""))
         return seen, failure, tmp_path / "results"
 
-    monkeypatch.setattr(cli, "soaked", soaked)
+    monkeypatch.setattr("harness.soak.drive.soaked", soaked)
     words = ["--guests", "5", "--guest-memory", "160", "--duration", "60", "--seed", "77"]
     assert command("soak", *words, "--control", "pre-notifier", "--mmu", "shadow") == code
     ((wish, order),) = asked
