@@ -6,7 +6,9 @@ of the version share, and the programs of the build. Installed, they refer to ea
 absolute paths; here they become one directory like a prepared source tree.
 
 The programs are those of the kernel's suite, and the configuration says what its compiler could do.
-Whether both get along with this machine is not guessed from versions: an empty module is built.
+Programs get the libraries of their suite where they need them, and an option is left out that this
+machine's compiler does not know. Whether that is enough is not guessed from versions: an empty
+module is built.
 """
 
 from __future__ import annotations
@@ -17,15 +19,18 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from harness.command import require, run
+from harness.deadline import Deadline
 from harness.errors import BuildError, OracleUnavailable, SourceError
 from harness.kernel import headers
 from harness.kernel.debian import Apt, Package
+from harness.kernel.foreign_programs import make_startable
 from harness.kernel.make import Make, Toolchain, check_path, toolchain
 from harness.kernel.model import Kernel
 from harness.progress import Progress
 from harness.store import Store
 
-_RECIPE = 1
+_RECIPE = 2
 """Part of each entry's key; increase it when what is put together changes."""
 
 _SHARED = re.compile(
@@ -35,8 +40,17 @@ _SHARED = re.compile(
 
 _UTS_RELEASE = re.compile(r'#define UTS_RELEASE "([^"]+)"')
 
+_OPTIONS = {"CC_HAS_MIN_FUNCTION_ALIGNMENT": "-fmin-function-alignment=16"}
+"""What the kernel's Makefile asks of the compiler because of a symbol, without trying it."""
+
+_COMPILER_SECONDS = 30.0
+
 _ELSEWHERE = ("scripts", "tools")
 """In the headers these lead to the programs of the build by paths of an installed system."""
+
+_LEFT_OUT = {".kernelvariables", "Makefile", "vmlinux"}
+"""Of a kernel's own headers: what names the compiler of the suite; what leads to the Makefile that
+all share; and what BTF would be made from for modules, by a program that few have (pahole)."""
 
 _PROOF = "mmu_harness_proof"
 _PROOF_SOURCE = f"""\
@@ -81,6 +95,8 @@ def fetched_headers(
         roots = [apt.unpacked(package, progress) for package in packages]
         with progress.phase(f"Put together the headers of {kernel.release}"):
             assemble(roots, directory)
+            _start_programs(kernel, directory, packages, apt, progress)
+            _fit_compiler(directory)
             _say_release(directory)
             if not headers.complete(directory, kernel.release):
                 raise SourceError(
@@ -124,9 +140,7 @@ def _link(place: Path, directory: Path) -> None:
         if Path(path) != place:
             return set()
         ours = {name for name in _ELSEWHERE if (place / name).is_symlink()}
-        # Names the compiler of the suite; and the Makefile of a kernel's own headers leads to the
-        # one that all share, which is here already.
-        return ours | ({".kernelvariables", "Makefile"} if (place / ".config").exists() else set())
+        return ours | (_LEFT_OUT if (place / ".config").exists() else set())
 
     # Both are entries of the store, which nobody changes, so they can share the files.
     shutil.copytree(
@@ -137,6 +151,40 @@ def _link(place: Path, directory: Path) -> None:
         copy_function=os.link,
         dirs_exist_ok=True,
     )
+
+
+def _start_programs(
+    kernel: Kernel, directory: Path, packages: Sequence[Package], apt: Apt, progress: Progress
+) -> None:
+    """Have the programs of the build start on this machine."""
+    programs = next((one for one in packages if one.name.startswith("linux-kbuild-")), packages[0])
+    try:
+        make_startable(directory, programs, apt, progress)
+    except SourceError as error:
+        raise OracleUnavailable(
+            f"No module can be built for {kernel.origin} on this machine: the libraries of "
+            f"{programs.title} cannot be had. {error}"
+        ) from error
+
+
+def _fit_compiler(directory: Path) -> None:
+    """Forget of the configuration what the compiler of this machine does not know."""
+    path = directory / "include/config/auto.conf"
+    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+    unknown = {
+        f"CONFIG_{symbol}=y\n"
+        for symbol, option in _OPTIONS.items()
+        if f"CONFIG_{symbol}=y\n" in lines and not _compiles_with(option)
+    }
+    if unknown:
+        path.unlink()
+        path.write_text("".join(line for line in lines if line not in unknown))
+
+
+def _compiles_with(option: str) -> bool:
+    deadline = Deadline.after(_COMPILER_SECONDS, f"gcc {option}")
+    argv = [require("gcc", "gcc"), option, "-E", "-x", "c", "/dev/null"]
+    return run(argv, deadline, check=False).status == 0
 
 
 def _say_release(directory: Path) -> None:

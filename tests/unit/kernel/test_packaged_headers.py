@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import CommandError, InfrastructureError, OracleUnavailable, SourceError
-from harness.kernel import make
+from harness.kernel import make, packaged_headers
 from harness.kernel.debian import Package
 from harness.kernel.model import Kernel
 from harness.kernel.packaged_headers import fetched_headers
@@ -133,6 +133,38 @@ def test_headers_that_this_machine_cannot_use_say_why(apt: FakeApt, store: Store
         fetch(apt, store)
     (own / "include/strange").unlink()
     assert fetch(apt, store).is_dir(), "nothing is left of the attempt"
+
+
+@pytest.mark.parametrize("knows", [True, False])
+def test_an_option_that_the_compiler_does_not_know_is_left_out(
+    apt: FakeApt, store: Store, monkeypatch: pytest.MonkeyPatch, knows: bool
+) -> None:
+    own = apt.root / f"linux-headers-{RELEASE}/usr/src/linux-headers-{RELEASE}"
+    packed = own / "include/config/auto.conf"
+    packed.write_text("CONFIG_A=y\nCONFIG_CC_HAS_MIN_FUNCTION_ALIGNMENT=y\nCONFIG_Z=m\n")
+    monkeypatch.setattr(
+        packaged_headers, "_compiles_with", lambda option: knows or "alignment" not in option
+    )
+    there = (fetch(apt, store) / "include/config/auto.conf").read_text()
+    assert there == (packed.read_text() if knows else "CONFIG_A=y\nCONFIG_Z=m\n")
+    assert "MIN_FUNCTION" in packed.read_text(), "the package is as it was"
+
+
+def test_the_compiler_is_asked_for_options() -> None:
+    assert packaged_headers._compiles_with("-O2")
+    assert not packaged_headers._compiles_with("-fno-such-option")
+
+
+def test_programs_whose_libraries_cannot_be_had_say_so(
+    apt: FakeApt, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lacks(directory: Path, package: Package, *_: object) -> None:
+        assert package.name == "linux-kbuild-6.1"
+        raise SourceError("apt knows no package libelf9.")
+
+    monkeypatch.setattr(packaged_headers, "make_startable", lacks)
+    with pytest.raises(OracleUnavailable, match=r"libraries of linux-kbuild-6\.1 .*libelf9"):
+        fetch(apt, store)
 
 
 def test_headers_that_apt_does_not_know_are_named(apt: FakeApt, store: Store) -> None:
