@@ -28,6 +28,11 @@ def set_balloon(guest: LinuxGuest, mib: int) -> None:
     deadline.poll(lambda: _balloon_mib(guest) == mib, "The guest does not give memory back.")
 
 
+def free_mib(guest: LinuxGuest) -> int:
+    """How much of the guest's memory its kernel says is free."""
+    return _memory_mib(guest, "MemFree")
+
+
 def plug(guest: LinuxGuest, name: str, mib: int) -> Window:
     """Plug in more memory, and say where it is once the guest has it; a multiple of 128 MiB."""
     total = _total_mib(guest)
@@ -118,7 +123,11 @@ def _await_memory(guest: LinuxGuest, mib: int) -> None:
 
 def _total_mib(guest: LinuxGuest) -> int:
     """How much memory the guest's kernel says it has."""
-    words = guest.run(["grep", "MemTotal", "/proc/meminfo"]).stdout.split()
+    return _memory_mib(guest, "MemTotal")
+
+
+def _memory_mib(guest: LinuxGuest, name: str) -> int:
+    words = guest.run(["grep", f"{name}:", "/proc/meminfo"]).stdout.split()
     return int(words[1]) >> 10
 
 

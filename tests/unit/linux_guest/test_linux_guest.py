@@ -30,6 +30,7 @@ from harness.errors import (
 from harness.linux_guest.beats import Serial
 from harness.linux_guest.changes import (
     elastic,
+    free_mib,
     plug,
     resize,
     set_balloon,
@@ -544,6 +545,13 @@ def test_memory_grows_and_shrinks_when_the_guest_has_done_so(
     device["size"] = 128 << 20
     monkeypatch.setattr(guest, "run", lambda argv: completed("MemTotal: 65536 kB"))
     resize(guest, 64)
+
+
+def test_what_a_guest_has_to_spare_its_kernel_says(
+    guest: LinuxGuest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guest, "run", lambda argv: completed("MemFree:  10999 kB\n"))
+    assert free_mib(guest) == 10
 
 
 def test_a_balloon_is_awaited(parts: SimpleNamespace, guest: LinuxGuest) -> None:

@@ -90,6 +90,7 @@ def balloons(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The sizes that balloons were given."""
     sizes: list[int] = []
     monkeypatch.setattr("harness.soak.steps.set_balloon", lambda _, mib: sizes.append(mib))
+    monkeypatch.setattr("harness.soak.steps.free_mib", lambda _: 21)
     return sizes
 
 
