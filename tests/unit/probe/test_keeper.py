@@ -41,13 +41,14 @@ def made(log: Path) -> Callable[..., int]:
     return ioctl_number
 
 
-def test_it_has_a_vm_with_a_vcpu_and_dies_with_its_parent(
+def test_it_has_vms_with_a_vcpu_each_and_dies_with_its_parent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log = tmp_path / "asked"
     monkeypatch.setattr(keeper, "_DEVICE", os.devnull)
     monkeypatch.setattr(kvm, "ioctl_number", made(log))
-    asked = f"{kvm.CREATE_VM:#x} {kvm.CREATE_VCPU:#x} "
+    requests = (kvm.CREATE_VM, kvm.CREATE_VCPU, kvm.CREATE_VM, kvm.CREATE_IRQCHIP, kvm.CREATE_VCPU)
+    asked = "".join(f"{request:#x} " for request in requests)
 
     def parent() -> int:
         pid = keeper.keep_a_vm()
