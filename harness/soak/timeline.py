@@ -97,6 +97,9 @@ def as_json(soak: Soak) -> str:
 
 _WIDTH, _LEFT, _RIGHT = 960, 90, 20
 _TOP, _PLOT, _GAP = 64, 110, 34
+_NAMES, _NARROW = 90, 10
+"""Room below for the names of scenarios, and how far apart they are at least where they fit."""
+
 _INK, _GREY, _LINE, _MARK = "#222222", "#666666", "#1f6fb2", "#dddddd"
 
 _PLOTS: tuple[tuple[str, Callable[[Sample], float]], ...] = (
@@ -109,19 +112,27 @@ _PLOTS: tuple[tuple[str, Callable[[Sample], float]], ...] = (
 
 def as_svg(soak: Soak) -> str:
     """soak.svg: each quantity over time, with the scenarios marked."""
-    height = _TOP + len(_PLOTS) * (_PLOT + _GAP)
+    bottom = _TOP + len(_PLOTS) * (_PLOT + _GAP)
+    height = bottom + _NAMES
     title = f"{soak.kernel}, seed {soak.seed}: {len(soak.steps)} scenarios in {soak.seconds:.0f} s"
     parts = [_text(_LEFT, 24, title, size=16)]
     if soak.failure:
         parts.append(_text(_LEFT, 44, soak.failure.splitlines()[0][:120], colour="#b21f1f"))
+    named = -float(_NARROW)
     for step in soak.steps:
         x = _x(soak, step.at)
         parts.append(
-            f'<line x1="{x:.1f}" y1="{_TOP - 8}" x2="{x:.1f}" y2="{height - _GAP}" '
+            f'<line x1="{x:.1f}" y1="{_TOP - 8}" x2="{x:.1f}" y2="{bottom - _GAP}" '
             f'stroke="{_MARK}"><title>{escape(step.name)}</title></line>'
         )
+        if x - named >= _NARROW:
+            named = x
+            parts.append(_name(x, bottom, step.name))
     for number, (name, value) in enumerate(_PLOTS):
         parts += _plot(soak, _TOP + number * (_PLOT + _GAP), name, value)
+    parts.append(_text(_LEFT, bottom - _GAP + 16, "0 s", colour=_GREY))
+    end = f"{soak.seconds:.0f} s"
+    parts.append(_text(_WIDTH - _RIGHT, bottom - _GAP + 16, end, anchor="end", colour=_GREY))
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" '
         f'width="{_WIDTH}" height="{height}" font-family="sans-serif">\n'
@@ -143,6 +154,14 @@ def _plot(soak: Soak, top: int, name: str, value: Callable[[Sample], float]) -> 
         _text(_LEFT - 8, bottom, "0", anchor="end", colour=_GREY),
         f'<line x1="{_LEFT}" y1="{bottom}" x2="{_WIDTH - _RIGHT}" y2="{bottom}" stroke="{_GREY}"/>',
         f'<polyline points="{points}" fill="none" stroke="{_LINE}" stroke-width="1.5"/>',
+    )
+
+
+def _name(x: float, y: int, words: str) -> str:
+    """The name of a scenario, which is read from above."""
+    return (
+        f'<text transform="translate({x - 3:.1f} {y}) rotate(90)" font-size="10" '
+        f'fill="{_GREY}">{escape(words)}</text>'
     )
 
 

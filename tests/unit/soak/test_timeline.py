@@ -60,6 +60,16 @@ def test_the_picture_is_svg_whatever_a_guest_says(failure: str) -> None:
     assert titles == ["swap storm", "merge"]
     texts = [item.text or "" for item in picture.iter() if item.tag.endswith("text")]
     assert ("<b>bad & ugly</b>" in texts) == bool(failure)
+    assert {"0 s", "20 s", "swap storm", "merge"} <= set(texts)
+
+
+def test_scenarios_that_follow_fast_are_not_written_over_each_other() -> None:
+    steps = tuple(Step(at / 10, f"step {at}") for at in range(200))
+    picture = ET.fromstring(as_svg(dataclasses.replace(SOAK, steps=steps)))
+    texts = [item.text or "" for item in picture.iter() if item.tag.endswith("text")]
+    assert 40 < sum(text.startswith("step") for text in texts) < 100
+    titles = [item for item in picture.iter() if item.tag.endswith("title")]
+    assert len(titles) == 200
 
 
 def test_a_soak_that_saw_nothing_is_drawn_too() -> None:
