@@ -19,6 +19,9 @@ _IDLE_SECONDS = 3.0
 because on a starved machine one attempt alone may take seconds."""
 
 
+_LARGE_IN_SMAPS = ("AnonHugePages:", "ShmemPmdMapped:", "FilePmdMapped:")
+
+
 class Charged(Protocol):
     """A guest, or another process, with a memory cgroup of its own."""
 
@@ -137,6 +140,19 @@ class ProbeProcess:
         self.session.ask("write", path=f"{self.cgroup}/{name}", text=str(value))
 
     # What can be seen of it on the host.
+
+    def mapped_large(self) -> int:
+        """How many bytes of the memory are mapped by large pages, as its smaps file says."""
+        lines = self.session.read(f"/proc/{self.pid}/smaps").splitlines()
+        large, within = 0, False
+        for line in lines:
+            name, _, value = line.partition(" ")
+            if not name.endswith(":"):
+                start, _, _ = name.partition("-")
+                within = self.hva <= int(start, 16) < self.hva + self.pages * layout.PAGE_BYTES
+            elif within and name in _LARGE_IN_SMAPS:
+                large += int(value.split()[0]) << 10
+        return large
 
     def residency(self) -> Residency:
         """Where each page is."""

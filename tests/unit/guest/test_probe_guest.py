@@ -979,6 +979,30 @@ def test_the_memory_controller_is_read_whole(agent: Scripted, guest: ProbeGuest)
     }
 
 
+SMAPS = """\
+{before:x}-{hva:x} rw-p 00000000 00:00 0
+AnonHugePages:      2048 kB
+VmFlags: rd wr
+{hva:x}-{middle:x} rw-s 00000000 00:01 12 /memfd:guest (deleted)
+AnonHugePages:         0 kB
+ShmemPmdMapped:     2048 kB
+FilePmdMapped:         0 kB
+{middle:x}-{end:x} rw-s 00001000 00:01 12 /memfd:guest (deleted)
+ShmemPmdMapped:       64 kB
+{end:x}-{after:x} rw-p 00000000 00:00 0                          [heap]
+AnonHugePages:      4096 kB
+"""
+
+
+def test_large_mappings_are_those_of_the_memory(agent: Scripted, guest: ProbeGuest) -> None:
+    hva = int(FACTS["hva"])  # type: ignore[call-overload]
+    places = [hva - 4096, hva, hva + 4096, hva + PAGES * 4096, hva + PAGES * 8192]
+    names = ("before", "hva", "middle", "end", "after")
+    agent.answers["read"] = SMAPS.format(**dict(zip(names, places, strict=True)))
+    assert guest.mapped_large() == (2048 + 64) << 10
+    assert agent.of("read")[0]["path"] == "/proc/70/smaps"
+
+
 def test_statistics_are_those_of_the_vmm(agent: Scripted, guest: ProbeGuest) -> None:
     agent.answers["statistics"] = {"vm": {"pages_4k": 3}, "0": {"exits": 1}}
     assert guest.statistics()["vm"] == {"pages_4k": 3}
