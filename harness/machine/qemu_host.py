@@ -21,6 +21,7 @@ from harness.errors import (
 from harness.kernel.model import Kernel
 from harness.machine import debugger
 from harness.machine.console import ConsoleLog
+from harness.machine.dump import name_kernel
 from harness.machine.gdbstub import attached
 from harness.machine.host import HostFacts
 from harness.machine.qemu import Qemu
@@ -137,6 +138,7 @@ class QemuHost:
         """Write the host's memory to a file on L0, compressed, as crash and drgn read it."""
         wanted = {"paging": False, "protocol": f"file:{path.absolute()}", "format": "kdump-zlib"}
         self.qmp.execute("dump-guest-memory", deadline, wanted)
+        name_kernel(path, self.facts.release)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
