@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from harness.deadline import Deadline
 from harness.errors import HarnessError, LinuxGuestError, OracleUnavailable
@@ -56,6 +56,7 @@ class LinuxGuests:
     def __init__(self, session: Session, place: _Place) -> None:
         self.session = session
         self._place = place
+        self._hopeless = False
 
     @property
     def cgroup(self) -> str:
@@ -99,7 +100,7 @@ class LinuxGuests:
         )
         cgroup = f"{self.cgroup}/{name}"
         with contextlib.ExitStack() as stack:
-            stack.enter_context(_cgroup(self.session, cgroup))
+            stack.enter_context(self._own_cgroup(cgroup))
             follower = host.background(
                 ["sh", "-c", _FOLLOW, "sh", paths.serial, str(_CONSOLE_BYTES)], boot
             )
@@ -125,8 +126,7 @@ class LinuxGuests:
                 yield guest
             except BaseException:
                 # What failed matters more than whether the guest can still be ended.
-                with contextlib.suppress(HarnessError):
-                    guest.close()
+                self._attempt(guest.close)
                 raise
             guest.close()
 
@@ -141,8 +141,27 @@ class LinuxGuests:
         script = 'kill -KILL "$1" 2>/dev/null; shift; rm -f "$@"'
         files = (paths.memory, paths.serial, paths.disk, paths.window)
         words = ["sh", "-c", script, "sh", str(pid), *files]
-        with contextlib.suppress(HarnessError):
-            self.session.host.run(words, deadline)
+        self._attempt(lambda: self.session.host.run(words, deadline))
+
+    @contextlib.contextmanager
+    def _own_cgroup(self, path: str) -> Iterator[None]:
+        """A cgroup for the processes of one guest."""
+        self.session.ask("make_directory", path=path)
+        try:
+            yield
+        except BaseException:
+            self._attempt(lambda: _remove(self.session, path))
+            raise
+        _remove(self.session, path)
+
+    def _attempt(self, tidy: Callable[[], object]) -> None:
+        """Tidy up if that can be done; a host that let us wait in vain once is not asked again."""
+        if self._hopeless:
+            return
+        try:
+            tidy()
+        except HarnessError:
+            self._hopeless = True
 
 
 @contextlib.contextmanager
@@ -185,20 +204,6 @@ def _require_memory_cgroups(session: Session) -> None:
     control = f"{_CGROUPS}/cgroup.subtree_control"
     if not session.ask("exists", path=control) or "memory" not in session.read(control).split():
         raise OracleUnavailable("The host's kernel has no memory cgroups (MEMCG).")
-
-
-@contextlib.contextmanager
-def _cgroup(session: Session, path: str) -> Iterator[None]:
-    """A cgroup for the processes of one guest."""
-    session.ask("make_directory", path=path)
-    try:
-        yield
-    except BaseException:
-        # What failed matters more than what is left of it.
-        with contextlib.suppress(HarnessError):
-            _remove(session, path)
-        raise
-    _remove(session, path)
 
 
 def _remove(session: Session, cgroup: str) -> None:

@@ -8,6 +8,7 @@ import dataclasses
 import random
 import time
 from collections.abc import Callable
+from types import TracebackType
 
 from harness.deadline import Deadline
 from harness.errors import Violation
@@ -56,18 +57,20 @@ class Crowd:
             while len(self._members) < self._count:
                 self._join()
         except BaseException as error:
-            self.__exit__(error)
+            self.__exit__(type(error), error, error.__traceback__)
             raise
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         for member in self._members:
-            if any(error):
-                # What failed matters more than whether the guests can still be ended.
-                with contextlib.suppress(Exception):
-                    member.stack.close()
-            else:
-                member.stack.close()
+            # What failed matters more than whether the guests can still be ended.
+            with contextlib.suppress(Exception) if error else contextlib.nullcontext():
+                member.stack.__exit__(kind, error, trace)
 
     @property
     def guests(self) -> tuple[LinuxGuest, ...]:

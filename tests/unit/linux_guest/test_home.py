@@ -15,7 +15,7 @@ from test_beats import Console, beat
 
 from harness.command import Completed
 from harness.deadline import Deadline
-from harness.errors import HostLostError, LinuxGuestError, OracleUnavailable
+from harness.errors import DeadlineError, HostLostError, LinuxGuestError, OracleUnavailable
 from harness.image.linux_guest import LinuxImage
 from harness.linux_guest import home
 from harness.linux_guest.home import LinuxGuests, linux_guests
@@ -282,3 +282,23 @@ def test_what_a_test_raises_is_not_hidden_by_a_host_that_is_gone(
 
     with pytest.raises(AssertionError, match="the claim"):
         claimed()
+
+
+def test_a_host_that_does_not_answer_is_asked_once(
+    session: FakeSession, host: FakeHost, image: LinuxImage
+) -> None:
+    boots(host)
+    asked: list[tuple[str, ...]] = []
+
+    def hangs(argv: Sequence[str], deadline: Deadline, **_: object) -> Completed:
+        asked.append(tuple(argv))
+        raise DeadlineError("It took longer.")
+
+    def failed() -> None:
+        with place(session, image) as guests, guests.guest(), guests.guest():
+            host.run = hangs  # type: ignore[method-assign]
+            raise AssertionError("the claim")
+
+    with pytest.raises(AssertionError, match="the claim"):
+        failed()
+    assert len(asked) == 1

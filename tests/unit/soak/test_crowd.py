@@ -68,8 +68,10 @@ class FakeHome:
             raise LinuxGuestError("It did not come up.")
         self.made.append(guest)
         self.specs.append(spec)
-        yield guest
-        guest.ended = True
+        try:
+            yield guest
+        finally:
+            guest.ended = True
 
 
 class FakeEvidence:
