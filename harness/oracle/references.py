@@ -27,7 +27,7 @@ def expected_references(states: PageStates) -> Counts:
     them be that of the device: what is expected is the same.)
     """
     cached = states.swap_cache | states.page_cache
-    expected = states.mapcount + cached * states.pages + states.private.astype(np.int64)
+    expected = states.mapcount + cached * states.if_cached + states.private.astype(np.int64)
     return np.where(states.device, np.maximum(states.mapcount, 1), expected)
 
 

@@ -29,6 +29,11 @@ _COMPOUND = 1
 _MASKS = np.uint64(0xFFFF_FFFF_0000_0000)
 """Where no struct page is, because the kernel's text and modules are."""
 
+_SINGLE_REFERENCE = "linear_hugepage_index"
+"""A function of kernels whose page cache has one reference on a hugetlb page, not one for each of
+its small pages. It went with commit a08c7193e4f1 ("mm/filemap: remove hugetlb special casing in
+filemap.c") (in v6.7)."""
+
 _WORD_MASK = (1 << 64) - 1
 
 
@@ -37,15 +42,16 @@ class PageStates:
     """What the kernel keeps about each frame; arrays of one element a frame, in the order asked.
 
     A page of a large folio is represented by the folio, where references are counted: ``head`` is
-    the frame of its first page, ``pages`` how many it has, and ``mapcount`` the sum over all of
-    them. For a small folio these are the frame itself, 1, and the mappings of the frame.
+    the frame of its first page, ``if_cached`` how many references a cache has that it is in, one
+    for each of its pages, and ``mapcount`` the sum over all of them. For a small folio these are
+    the frame itself, 1, and the mappings of the frame.
     ``device`` marks frames of a device that files are mapped from directly (DAX), and
     ``reserved`` those whose references nobody counts, such as the zero pages.
     """
 
     pfn: Words
     head: Words
-    pages: Counts
+    if_cached: Counts
     refcount: Counts
     mapcount: Counts
     anon: Flags
@@ -70,15 +76,15 @@ def page_states(program: drgn.Program, pfns: Words) -> PageStates:
     if tail.any():
         rows = rows.copy()
         rows[tail] = _rows(program, layout, head[tail])
-    pages = np.ones(len(pfns), np.int64)
+    if_cached = np.ones(len(pfns), np.int64)
     # Stored as one less, so that "unmapped" is -1.
     mapcount = _number(rows, layout.mapcount) + 1
     large = tail | _flag(layout, rows, "PG_head")
     for folio in np.unique(head[large]):
         members = large & (head == folio)
-        pages[members], mapcount[members] = _large_folio(program, layout, int(folio))
+        if_cached[members], mapcount[members] = _large_folio(program, layout, int(folio))
     device = _of_a_device(program, layout, rows, pfns)
-    return _states(layout, rows, pfns, head, pages, mapcount, device)
+    return _states(layout, rows, pfns, head, if_cached, mapcount, device)
 
 
 def _heads(layout: _Layout, tails: Words, told: Words) -> Words:
@@ -93,18 +99,33 @@ def _heads(layout: _Layout, tails: Words, told: Words) -> Words:
 
 
 def _large_folio(program: drgn.Program, layout: _Layout, head: int) -> tuple[int, int]:
-    """How many pages a large folio has, and how many page table entries map any of them.
+    """The references of a cache on a large folio, and how many page table entries map any of it.
 
     Raises OracleUnavailable where the kernel counts in a way that is not known here.
     """
     try:
         page = drgn.Object(program, "struct page *", value=layout.base + head * layout.size)
         pages = 1 << int(compound_order(page))
-        return pages, _mappings(program, layout, page, np.uint64(head), pages)
+        mappings = _mappings(program, layout, page, np.uint64(head), pages)
+        once = layout.hugetlb_cached_once and _is_hugetlb(program, layout, page, head)
     except (AttributeError, LookupError) as error:
         raise OracleUnavailable(
             f"The mappings of large pages are counted otherwise in this kernel: {error}."
         ) from error
+    return 1 if once else pages, mappings
+
+
+def _is_hugetlb(program: drgn.Program, layout: _Layout, page: drgn.Object, head: int) -> bool:
+    """Whether a large folio is a hugetlb page, in a kernel that has _SINGLE_REFERENCE."""
+    if "PG_hugetlb" in layout.bits:  # v6.6
+        second = _rows(program, layout, np.array([head + 1], np.uint64))
+        return bool(_flag(layout, second, "PG_hugetlb")[0])
+    kind = program.constant("HUGETLB_PAGE_DTOR").value_()
+    folio = _folio(page)
+    try:
+        return bool(page[1].compound_dtor.value_() == kind)
+    except AttributeError:  # v6.3 to v6.5
+        return folio is not None and bool(folio._folio_dtor.value_() == kind)
 
 
 def _mappings(
@@ -186,6 +207,7 @@ class _Layout:
     compound_head: int
     bits: dict[str, int]
     huge_zero: int | None
+    hugetlb_cached_once: bool
 
     @classmethod
     def of(cls, program: drgn.Program) -> _Layout:
@@ -205,6 +227,7 @@ class _Layout:
             compound_head=_offset(page, "compound_head", "compound_info"),
             bits=values,
             huge_zero=_huge_zero(program),
+            hugetlb_cached_once=_has_function(program, _SINGLE_REFERENCE),
         )
 
 
@@ -214,6 +237,14 @@ def _offset(kind: drgn.Type, *names: str) -> int:
         with contextlib.suppress(LookupError):
             return int(drgn.offsetof(kind, name))
     return int(drgn.offsetof(kind, names[-1]))
+
+
+def _has_function(program: drgn.Program, name: str) -> bool:
+    try:
+        program.function(name)
+    except LookupError:
+        return False
+    return True
 
 
 def _huge_zero(program: drgn.Program) -> int | None:
@@ -278,7 +309,7 @@ def _states(
     rows: npt.NDArray[np.uint8],
     pfns: Words,
     head: Words,
-    pages: Counts,
+    if_cached: Counts,
     mapcount: Counts,
     device: Flags,
 ) -> PageStates:
@@ -292,7 +323,7 @@ def _states(
     return PageStates(
         pfn=pfns,
         head=head,
-        pages=pages,
+        if_cached=if_cached,
         refcount=_number(rows, layout.refcount),
         mapcount=mapcount,
         anon=anon,

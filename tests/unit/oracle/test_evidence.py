@@ -156,7 +156,7 @@ class Kernel:
         return PageStates(
             pfn=pfns,
             head=pfns,
-            pages=once,
+            if_cached=once,
             refcount=counts,
             mapcount=once,
             anon=~none,
@@ -477,7 +477,7 @@ def returned(
         return PageStates(
             pfn=pfns,
             head=pfns,
-            pages=one(kind.pages, np.int64),
+            if_cached=one(kind.pages, np.int64),
             refcount=one(kind.refcount, np.int64),
             mapcount=one(kind.mapcount, np.int64),
             anon=one(kind.anon),

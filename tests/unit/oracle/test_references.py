@@ -42,7 +42,7 @@ def states(*pages: Page) -> PageStates:
     return PageStates(
         pfn=np.arange(0x1000, 0x1000 + len(pages), dtype=np.uint64),
         head=np.array(heads, np.uint64) + np.uint64(0x1000),
-        pages=counts("pages"),
+        if_cached=counts("pages"),
         refcount=counts("refcount"),
         mapcount=counts("mapcount"),
         anon=flags("anon"),

@@ -24,6 +24,7 @@ BITS = {
     "PG_head": 16, "PG_swapbacked": 18, "PG_double_map": 8,
 }  # fmt: skip
 FS_DAX, PRIVATE = 2, 1
+HUGETLB = 2
 ANON = 0xFFFF_8880_0000_1001
 FILE = 0xFFFF_8880_0000_2000
 
@@ -101,6 +102,7 @@ class Memmap:
         self.folios = folios or {}
         self.variables = variables
         self.reads: list[tuple[int, int]] = []
+        self.functions: set[str] = set()
         self._types = {
             "struct page": SimpleNamespace(size=SIZE),
             "enum pageflags": SimpleNamespace(
@@ -112,8 +114,11 @@ class Memmap:
         return self._types[name]
 
     def constant(self, name: str) -> Any:
-        assert name == "MEMORY_DEVICE_FS_DAX"
-        return number(FS_DAX)
+        return number({"MEMORY_DEVICE_FS_DAX": FS_DAX, "HUGETLB_PAGE_DTOR": HUGETLB}[name])
+
+    def function(self, name: str) -> Any:
+        if name not in self.functions:
+            raise LookupError(f"could not find '{name}'")
 
     def __getitem__(self, name: str) -> Any:
         return self.variables[name]
@@ -282,7 +287,7 @@ def test_a_tail_is_represented_by_its_head() -> None:
     seen, _ = states(frames, 0x203, 0x300, 0x200, folios={0x200: Folio(order=2, mapcount=3)})
     assert seen.pfn.tolist() == [0x203, 0x300, 0x200]
     assert seen.head.tolist() == [0x200, 0x300, 0x200]
-    assert seen.pages.tolist() == [4, 1, 4]
+    assert seen.if_cached.tolist() == [4, 1, 4]
     assert seen.refcount.tolist() == [9, 2, 9]
     assert seen.mapcount.tolist() == [3, 1, 3]
     assert seen.page_cache.tolist() == [True, False, True]
@@ -295,7 +300,7 @@ def test_large_folios_are_told_apart() -> None:
     folios = {0x100: Folio(order=3, mapcount=8), 0x108: Folio(order=9, mapcount=0)}
     seen, _ = states({**tails, **heads}, 0x10A, 0x101, 0x108, 0x107, folios=folios)
     assert seen.head.tolist() == [0x108, 0x100, 0x108, 0x100]
-    assert seen.pages.tolist() == [512, 8, 512, 8]
+    assert seen.if_cached.tolist() == [512, 8, 512, 8]
     assert seen.mapcount.tolist() == [0, 8, 0, 8]
     assert seen.refcount.tolist() == [0x108, 0x100, 0x108, 0x100]
 
@@ -405,6 +410,43 @@ def no_folio(kind: str, value: Any) -> Any:
     if kind == "struct folio *":
         raise LookupError("could not find 'struct folio'")
     return value
+
+
+@pytest.mark.parametrize("since", ["5.10", "6.3", "6.6", "6.7"])
+@pytest.mark.parametrize("hugetlb", [True, False])
+def test_the_cache_has_one_reference_on_a_hugetlb_page_up_to_6_6(
+    since: str, hugetlb: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = number(HUGETLB if hugetlb else 1)
+    folio: Any = SimpleNamespace(order=2, _large_mapcount=SimpleNamespace(counter=0))
+    second: tuple[str, ...] = ()
+    if since == "5.10":
+        folio = Paged(folio, SimpleNamespace(compound_dtor=kind))
+    elif since == "6.3":
+        folio._folio_dtor = kind
+        folio = Paged(folio, SimpleNamespace())
+    elif since == "6.6":
+        monkeypatch.setitem(BITS, "PG_hugetlb", 9)
+        second = ("PG_hugetlb",) if hugetlb else ()
+    program: Any = Memmap(parts({}, FILE, second), {0x200: folio})
+    if since != "6.7":
+        program.functions.add("linear_hugepage_index")
+    seen = page_states(program, np.array([0x201], np.uint64))
+    assert seen.if_cached.tolist() == [1 if hugetlb and since != "6.7" else 4]
+
+
+class Paged:
+    """A folio whose second struct page is looked at, too."""
+
+    def __init__(self, folio: Any, second: Any) -> None:
+        self._folio, self._second = folio, second
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._folio, name)
+
+    def __getitem__(self, index: int) -> Any:
+        assert index == 1
+        return self._second
 
 
 @pytest.mark.parametrize("problem", ["no count", "no folio"])
