@@ -103,14 +103,12 @@ class Qmp:
                 raise deadline.error(f"QEMU did not send the event {name}.")
         return found[0]
 
-    def _open(self, address: Path | socket.socket, deadline: Deadline) -> None:
+    def _open(self, wire: socket.socket, deadline: Deadline, where: str) -> None:
         self._thread.start()
         self._client.register_listener(self._listener)
-        to = address if isinstance(address, socket.socket) else str(address)
         try:
-            self._wait(self._client.connect(to), deadline)
+            self._wait(self._client.connect(wire), deadline)
         except QMPError as error:
-            where = f" on {address}" if isinstance(address, Path) else ""
             raise QmpError(f"QEMU does not speak QMP{where}: {error}.") from error
         asyncio.run_coroutine_threadsafe(self._collect(), self._loop)
 
@@ -161,16 +159,23 @@ def connected(
 ) -> Iterator[Qmp]:
     """A connection to the QMP socket at ``path``, its traffic written to ``record``.
 
-    ``alive`` is asked while the socket does not exist yet, and raises if it never will. Raises
+    ``alive`` is asked while nobody listens there yet, and raises if nobody ever will. Raises
     DeadlineError when no greeting comes: a stopped QEMU accepts connections and never sends it.
     """
 
-    def exists() -> bool:
+    def dial() -> socket.socket | None:
         alive()
-        return path.exists()
+        wire = socket.socket(socket.AF_UNIX)
+        try:
+            wire.connect(str(path))
+        except (FileNotFoundError, ConnectionRefusedError):
+            # The socket is made before anybody listens on it.
+            wire.close()
+            return None
+        return wire
 
-    deadline.poll(exists, "QEMU did not make its QMP socket.")
-    with _connected(path, record, deadline) as qmp:
+    wire = deadline.poll(dial, f"QEMU does not listen on its QMP socket {path}.")
+    with _connected(wire, record, deadline, f" on {path}") as qmp:
         yield qmp
 
 
@@ -198,10 +203,12 @@ def connected_over(channel: Channel, record: Path, deadline: Deadline) -> Iterat
 
 
 @contextlib.contextmanager
-def _connected(address: Path | socket.socket, record: Path, deadline: Deadline) -> Iterator[Qmp]:
+def _connected(
+    wire: socket.socket, record: Path, deadline: Deadline, where: str = ""
+) -> Iterator[Qmp]:
     qmp = Qmp(record)
     try:
-        qmp._open(address, deadline)
+        qmp._open(wire, deadline, where)
         yield qmp
     finally:
         qmp._close()

@@ -124,7 +124,7 @@ NEVER_UP = {
         r"(?s)no init.*\\u\{0\}\\u\{1b\}\[2J\\u\{1b\}\]0;owned\\u\{7\}",
     ),
     "no QMP socket": Case(
-        Faults(qmp="no socket"), QemuError, OURS, "did not make its QMP socket", 3,
+        Faults(qmp="no socket"), QemuError, OURS, "does not listen on its QMP socket", 3,
     ),
     "QMP without a greeting": Case(
         Faults(qmp="silent"), QemuError, OURS, "does not answer on its QMP socket", 3,

@@ -195,6 +195,34 @@ def test_events_may_come_between(tmp_path: Path) -> None:
             qmp.wait_event("RESUME", soon(0.1))
 
 
+def test_a_socket_that_nobody_listens_on_yet_is_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "qmp"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        asked = 0
+
+        def listening_at_the_third_look() -> None:
+            nonlocal asked
+            asked += 1
+            if asked == 3:
+                listener.listen()
+                threading.Thread(target=_serve, args=(listener, GREETING, ok), daemon=True).start()
+
+        with connected(path, tmp_path / "log", soon(), listening_at_the_third_look) as qmp:
+            assert qmp.execute("query-kvm", soon())["present"]
+    assert asked == 3
+
+
+def test_a_socket_that_nobody_ever_listens_on_is_a_deadline(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "qmp"))
+        with (
+            pytest.raises(DeadlineError, match="does not listen on its QMP socket"),
+            connected(tmp_path / "qmp", tmp_path / "log", soon(0.2), alive),
+        ):
+            pytest.fail("nobody listens")
+
+
 def test_missing_socket_of_a_dead_qemu_is_said_at_once(tmp_path: Path) -> None:
     def dead() -> None:
         raise QemuError("QEMU ended with status 1.")
