@@ -70,7 +70,7 @@ class Wish:
     them may run at once, by default as many as this machine bears. ``repeat`` is how often all
     tests run, on new hosts each time or on the ``same_hosts``; ``until_fail`` ends that at the
     first test that does not pass. ``quick`` is content with one cell of each scenario, and with
-    ``max_failures`` that many failed tests end the run, because each costs a new host.
+    ``max_failures`` that many failed tests end the run (0: none), as each costs a new host.
     """
 
     kernel: str = DEFAULT_KERNEL

@@ -9,6 +9,7 @@ mapping valid but non-reference-counted pages") (in v5.13) is what can go wrong.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import signal
 from collections.abc import Callable, Iterator
 
@@ -50,50 +51,59 @@ GONE: dict[str, Callable[[NotifierUser], object]] = {
 }
 
 
-@contextlib.contextmanager
-def _guest_on_memory_of(owner: NotifierUser, probe_guest: GuestFactory) -> Iterator[ProbeGuest]:
-    device = owner.attached("remote", "sleepy")
-    with device.held() as held, probe_guest(pages=owner.pages) as guest:
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """A process, a guest that filled what a driver maps of its memory, and the frames of that."""
+
+    owner: NotifierUser
+    guest: ProbeGuest
+    frames: tuple[int, ...]
+
+
+@pytest.fixture
+def window(
+    probe_guest: GuestFactory, notifier_user: UserFactory, evidence: SecondaryEvidence
+) -> Iterator[Window]:
+    with contextlib.ExitStack() as stack:
+        owner = stack.enter_context(notifier_user(PAGES))
+        held = stack.enter_context(owner.attached("remote", "sleepy").held())
+        guest = stack.enter_context(probe_guest(pages=PAGES))
         guest.show_window(held, owner.hva)
-        yield guest
+        evidence.content(guest.fill(SEED))
+        evidence.sound(guest)
+        yield Window(owner, guest, evidence.frames(owner))
 
 
 @pytest.mark.parametrize("change", FOLLOWED)
 def test_a_guest_follows_what_a_driver_maps(
-    probe_guest: GuestFactory, notifier_user: UserFactory, evidence: SecondaryEvidence, change: str
+    window: Window, evidence: SecondaryEvidence, change: str
 ) -> None:
-    with notifier_user(PAGES) as owner, _guest_on_memory_of(owner, probe_guest) as guest:
-        evidence.content(guest.fill(SEED))
-        evidence.sound(guest)
-        frames = evidence.frames(owner)
-        with evidence.told(guest):
-            FOLLOWED[change](owner)
-        evidence.no_stale_translations(guest)
-        seen = guest.read(0, guest.pages, word=WORD).words
-        by_owner = owner.host_read(0, owner.pages, word=WORD)
-        evidence.equal("the guest to see what the owner sees", by_owner, seen)
-        if change in ("reclaim", "migrate"):
-            evidence.content(guest.check(SEED))
-        evidence.done("writing", guest.write(NEW, 0, guest.pages, word=WORD))
-        by_owner = owner.host_read(0, owner.pages, word=WORD)
-        evidence.equal("the owner to have it", [NEW] * owner.pages, by_owner)
-        evidence.sound(guest)
-        evidence.no_extra_references(owner)
-        evidence.frames_returned(owner, frames)
+    owner, guest = window.owner, window.guest
+    with evidence.told(guest):
+        FOLLOWED[change](owner)
+    evidence.no_stale_translations(guest)
+    seen = guest.read(0, guest.pages, word=WORD).words
+    by_owner = owner.host_read(0, owner.pages, word=WORD)
+    evidence.equal("the guest to see what the owner sees", by_owner, seen)
+    if change in ("reclaim", "migrate"):
+        evidence.content(guest.check(SEED))
+    evidence.done("writing", guest.write(NEW, 0, guest.pages, word=WORD))
+    by_owner = owner.host_read(0, owner.pages, word=WORD)
+    evidence.equal("the owner to have it", [NEW] * owner.pages, by_owner)
+    evidence.sound(guest)
+    evidence.no_extra_references(owner)
+    evidence.frames_returned(owner, window.frames)
 
 
 @pytest.mark.parametrize("change", GONE)
 def test_what_a_driver_may_show_no_more_is_out_of_reach(
-    probe_guest: GuestFactory, notifier_user: UserFactory, evidence: SecondaryEvidence, change: str
+    window: Window, evidence: SecondaryEvidence, change: str
 ) -> None:
-    with notifier_user(PAGES) as owner, _guest_on_memory_of(owner, probe_guest) as guest:
-        evidence.content(guest.fill(SEED))
-        evidence.sound(guest)
-        frames = evidence.frames(owner)
-        with evidence.told(guest):
-            GONE[change](owner)
-        evidence.no_stale_translations(guest)
-        evidence.sptes_dropped(guest)
-        evidence.refused("a write", guest.write(NEW, 3), 3)
-        if change != "protect":
-            evidence.frames_returned(guest, frames)
+    guest = window.guest
+    with evidence.told(guest):
+        GONE[change](window.owner)
+    evidence.no_stale_translations(guest)
+    evidence.sptes_dropped(guest)
+    evidence.refused("a write", guest.write(NEW, 3), 3)
+    if change != "protect":
+        evidence.frames_returned(guest, window.frames)
