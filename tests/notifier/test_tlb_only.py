@@ -12,6 +12,8 @@ pytestmark = pytest.mark.secondary_mmu
 
 ROUNDS = 25
 LEAST_ROUNDS = 8
+# A page that is written to swap is free only some time later.
+PRESSES = 12
 WORD = 5
 # What is done to more pages takes longer. Of migration a device is told page by page, and there is
 # room for so many records.
@@ -34,9 +36,12 @@ def test_no_write_goes_where_the_page_was(
 
 def test_no_write_is_lost_to_reclaim(user: NotifierUser, evidence: SecondaryEvidence) -> None:
     device = user.attached()
+    before = _pages_swapped_out(user)
     with device.hammering(WORD):
-        for _ in range(4):
+        for _ in range(PRESSES):
             user.press(user.pages // 2)
+    gone = _pages_swapped_out(user) - before
+    evidence.at_least("reclaim", "pages written to swap", user.pages // 8, gone)
     seen = evidence.granted("reading", device.load(word=WORD))
     evidence.equal("the last round in each page", [seen[0]] * user.pages, seen)
     by_cpu = user.host_read(0, user.pages, word=WORD)
@@ -57,3 +62,9 @@ def test_a_miss_faults_the_page_in_and_keeps_no_reference(
     evidence.counted("pages in the TLB", user.pages, state["entries"])
     evidence.equal("the CPU to see it", [1] * user.pages, user.host_read(0, user.pages))
     evidence.no_extra_references(user)
+
+
+def _pages_swapped_out(user: NotifierUser) -> int:
+    """How many pages the host has written to swap since its boot."""
+    lines = user.session.read("/proc/vmstat").splitlines()
+    return int(dict(line.split() for line in lines)["pswpout"])

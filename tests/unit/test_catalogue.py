@@ -56,7 +56,7 @@ UNPROVEN |= {
             "it asks our device, not the kernel"
         ),
         "tlb_only.py::test_no_write_is_lost_to_reclaim": (
-            "reclaim may leave all pages of a device in full run, and nobody asks whether it did"
+            "on sptes-survive-reclaim it fails now and then, when a page is free in time"
         ),
     }.items()
 }
