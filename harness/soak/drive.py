@@ -72,9 +72,11 @@ def soaked(
         image_of_memory = results.path / "host-memory.kdump"
         try:
             with (
+                progress.phase(f"Soak of {order.guests} guests"),
                 _memory_kept(session, image_of_memory, progress),
                 linux_guests(session, image) as home,
             ):
+                progress.update("the guests boot")
                 chance = random.Random(order.seed)  # noqa: S311 - chance that can be repeated
                 with (
                     Crowd(home, order.guests, order.memory_mib, chance, diary.take) as crowd,

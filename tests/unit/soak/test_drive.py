@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import contextlib
+import io
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any
 import pytest
 
 from harness.deadline import Deadline
+from harness.display import Plain
 from harness.errors import (
     HarnessError,
     HostLostError,
@@ -23,7 +26,7 @@ from harness.errors import (
     UsageError,
     Violation,
 )
-from harness.progress import Silent
+from harness.progress import Progress, Silent
 from harness.soak import drive
 from harness.soak.drive import Order, soaked
 from harness.soak.timeline import Sample
@@ -96,9 +99,22 @@ def world(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return it
 
 
-def run(tmp_path: Path, seconds: float = 0.05) -> tuple[Any, HarnessError | None, Path]:
+def run(
+    tmp_path: Path, seconds: float = 0.05, progress: Progress | None = None
+) -> tuple[Any, HarnessError | None, Path]:
     order = Order(2, 128, seconds, seed=7)
-    return soaked(Wish(), order, Store(tmp_path), tmp_path, tmp_path / "results", Silent())
+    results = tmp_path / "results"
+    return soaked(Wish(), order, Store(tmp_path), tmp_path, results, progress or Silent())
+
+
+def test_who_watches_a_soak_sees_how_it_goes(world: SimpleNamespace, tmp_path: Path) -> None:
+    world.steps["wait"] = lambda crowd: None
+    stream = io.StringIO()
+    # Each look at the clock is half a minute later, so a log hears each update.
+    run(tmp_path, progress=Plain(stream, map(float, itertools.count(0, 31)).__next__))
+    lines = stream.getvalue().splitlines()
+    assert any("the guests boot" in line for line in lines)
+    assert any("wait" in line and "verified 5 MiB" in line for line in lines)
 
 
 def test_a_soak_ends_with_its_time_and_writes_what_it_saw(
