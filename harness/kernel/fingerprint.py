@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -10,6 +11,9 @@ import stat
 import time
 from collections.abc import Mapping
 from pathlib import Path
+
+Marks = dict[str, tuple[str, str]]
+"""Of each file by its name: its fingerprint, and what it looked like then, in a word."""
 
 _SETTLED_NANOSECONDS = 2_000_000_000
 """A file changed more recently than this may change again within one tick of its clock."""
@@ -63,18 +67,36 @@ def digest(files: Mapping[str, str]) -> str:
     return total.hexdigest()
 
 
+def read_marks(path: Path) -> Marks:
+    """What write_marks() wrote; raises OSError and ValueError where that cannot be read."""
+    text = path.read_text("utf-8", "surrogateescape")
+    lines = (line.split(" ", 2) for line in text.split("\0"))
+    return {name: (mark, stamp) for mark, stamp, name in lines}
+
+
+def write_marks(path: Path, marks: Marks) -> None:
+    """Write marks so that they are never seen half-written.
+
+    As one line of text for each file, because JSON took a second for the 87,000 of a kernel; no
+    name has a NUL.
+    """
+    lines = (f"{mark} {stamp} {name}" for name, (mark, stamp) in marks.items())
+    write_atomically(path, "\0".join(lines))
+
+
 class FingerprintCache:
     """Fingerprints of the files below one directory, kept in ``file`` between runs.
 
-    A file whose size, times and inode are as they were is not read again. What is kept is one line
-    of text for each file rather than JSON, which took a second for the 87,000 of a kernel.
+    A file whose size, times and inode are as they were is not read again.
     """
 
     def __init__(self, root: Path, file: Path) -> None:
         self._root = root
         self._file = file
-        self._known = _remembered(file)
-        self._seen: dict[str, tuple[str, str]] = {}
+        self._known: Marks = {}
+        with contextlib.suppress(OSError, ValueError):
+            self._known = read_marks(file)
+        self._seen: Marks = {}
         self._changed = False
 
     def get(self, name: str) -> str:
@@ -101,19 +123,7 @@ class FingerprintCache:
     def save(self) -> None:
         """Keep what was seen for the next run."""
         if self._changed or len(self._seen) != len(self._known):
-            lines = (f"{mark} {stamp} {name}" for name, (mark, stamp) in self._seen.items())
-            # No name has a NUL.
-            write_atomically(self._file, "\0".join(lines))
-
-
-def _remembered(file: Path) -> dict[str, tuple[str, str]]:
-    """The fingerprint and the stamp of each file by its name; none where it cannot be read."""
-    try:
-        text = file.read_text("utf-8", "surrogateescape")
-        fields = [line.split(" ", 2) for line in text.split("\0")]
-        return {name: (mark, stamp) for mark, stamp, name in fields}
-    except (OSError, ValueError):
-        return {}
+            write_marks(self._file, self._seen)
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -118,8 +118,8 @@ class RevisionTree:
         makefile = self._git("show", f"{self._tree}:Makefile") or ""
         if not is_tree(makefile, names):
             raise SourceError(f"{self.title} holds no kernel source tree.")
-        path = self._store.directory("fingerprints") / f"{self._lineage}.blobs.json"
-        known = self._known(path)
+        path = self._store.directory("fingerprints") / f"{self._lineage}.blobs"
+        known = _read_blobs(path)
         missing = sorted({blob for _, blob in self._entries.values()} - known.keys())
         if missing:
             with self._progress.phase(f"Read {self.title}"), _Objects(self._path) as objects:
@@ -127,7 +127,7 @@ class RevisionTree:
                     known[blob] = hashlib.sha256(data).hexdigest()
                     if count % 5000 == 0:
                         self._progress.update(f"{count} of {len(missing)} files")
-            write_atomically(path, json.dumps(known))
+            _write_blobs(path, known)
         return {name: kind + known[blob] for name, (kind, blob) in self._entries.items()}
 
     def _git(self, *arguments: str) -> str | None:
@@ -139,6 +139,19 @@ class RevisionTree:
             loaded = json.loads(path.read_text())
             return loaded if isinstance(loaded, dict) else {}
         return {}
+
+
+def _read_blobs(path: Path) -> dict[str, str]:
+    """The digests of contents by the names of their blobs, as far as they are known."""
+    with contextlib.suppress(OSError, ValueError):
+        words = path.read_text().split()
+        return dict(zip(words[::2], words[1::2], strict=True))
+    return {}
+
+
+def _write_blobs(path: Path, known: Mapping[str, str]) -> None:
+    """Keep them; JSON took four times as long to read."""
+    write_atomically(path, "".join(f"{blob} {digest}\n" for blob, digest in known.items()))
 
 
 @dataclasses.dataclass(frozen=True)

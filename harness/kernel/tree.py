@@ -16,21 +16,30 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from harness.errors import KernelUntestableError, MachineUnfitError, SourceError
-from harness.kernel.fingerprint import fingerprint, place, write_atomically
+from harness.kernel.fingerprint import (
+    Marks,
+    fingerprint,
+    place,
+    read_marks,
+    write_atomically,
+    write_marks,
+)
 from harness.kernel.hunks import PatchReport, Status
 from harness.kernel.patches import Patched
 from harness.kernel.series import Patch
 from harness.kernel.source import Files, Source, everything
 from harness.progress import Progress
 
-_Record = tuple[str, int, int]
+_Record = tuple[str, str]
 """The fingerprint of a source file, and size and mtime (ns) of its copy in the tree."""
 
-_COMING = ("", 0, 0)
+_COMING = ("-", "-")
 """The record of a file that may not have come yet."""
+
+_WHOLE = ""
+"""What the manifest calls the whole source; no file has that name."""
 
 
 class BuildTree:
@@ -40,10 +49,10 @@ class BuildTree:
         self.home = home
         self.root = home / "source"
         self._patched = Patched(self.root, home / "patched")
-        self._manifest = home / "manifest.json"
+        self._manifest = home / "manifest"
         self._coming = home / "coming.json"
         # Read once: whoever has the tree's lock is alone, and 80,000 records take a while.
-        self._known: tuple[dict[str, _Record], str] | None = None
+        self._known: tuple[Marks, str] | None = None
         self._making = home / "making"
         self._made = home / "made"
 
@@ -71,7 +80,7 @@ class BuildTree:
         """The fingerprints of the files whose whole names match, patches included."""
         records, _ = self._read_manifest()
         patched = self._patched.touched()
-        found = {name: mark for name, (mark, _, _) in records.items() if wanted.fullmatch(name)}
+        found = {name: mark for name, (mark, _) in records.items() if wanted.fullmatch(name)}
         found |= {name: fingerprint(self.root / name) for name in patched if wanted.fullmatch(name)}
         return found
 
@@ -121,7 +130,7 @@ class BuildTree:
             mark.unlink(missing_ok=True)
 
     def _take(
-        self, files: Files, records: dict[str, _Record], digest: str, progress: Progress
+        self, files: Files, records: Marks, digest: str, progress: Progress
     ) -> None:
         """Put the files of a source into the tree, and write the manifest."""
         if files.ours and not self.root.exists():
@@ -136,7 +145,7 @@ class BuildTree:
         write_atomically(self._coming, json.dumps(sorted(coming)))
         for name in records.keys() - files.fingerprints.keys():
             self._remove(name)
-        fresh: dict[str, _Record] = {}
+        fresh: Marks = {}
         ready: set[str] = set()
         with progress.phase("Update the build tree"):
             for count, (name, mark) in enumerate(files.fingerprints.items()):
@@ -183,7 +192,7 @@ class BuildTree:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):
             (self.root / name).unlink()
 
-    def _intact(self, records: dict[str, _Record]) -> bool:
+    def _intact(self, records: Marks) -> bool:
         """Whether nobody has changed the tree's source files, except for the patches."""
         patched = self._patched.touched()
         return all(
@@ -199,40 +208,44 @@ class BuildTree:
             status = os.lstat(f"{self.root}/{name}")
         except OSError:
             return False
-        return (status.st_size, status.st_mtime_ns) == tuple(record[1:])
+        return _stamp(status) == record[1]
 
     def _record(self, name: str, mark: str) -> _Record:
-        status = os.lstat(f"{self.root}/{name}")
-        return (mark, status.st_size, status.st_mtime_ns)
+        return (mark, _stamp(os.lstat(f"{self.root}/{name}")))
 
-    def _read_manifest(self) -> tuple[dict[str, _Record], str]:
+    def _read_manifest(self) -> tuple[Marks, str]:
         if self._known is None:
             self._known = self._load_manifest()
         return self._known
 
-    def _load_manifest(self) -> tuple[dict[str, _Record], str]:
+    def _load_manifest(self) -> tuple[Marks, str]:
         if not self.root.is_dir():
             return {}, ""
         try:
             if not self._coming.exists():
-                manifest = json.loads(self._manifest.read_text())
-                return _records(manifest), str(manifest["digest"])
+                records = read_marks(self._manifest)
+                digest, _ = records.pop(_WHOLE)
+                return records, digest
             # It was cut short on the way to another source, perhaps the first one.
             coming = {str(name): _COMING for name in json.loads(self._coming.read_text())}
             if not self._manifest.exists():
                 return coming, ""
-            return {**coming, **_records(json.loads(self._manifest.read_text()))}, ""
-        except (FileNotFoundError, ValueError, KeyError, AttributeError, TypeError):
+            records = read_marks(self._manifest)
+            del records[_WHOLE]
+            return coming | records, ""
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
             return {}, ""
 
-    def _write_manifest(self, records: dict[str, _Record], digest: str) -> None:
-        write_atomically(self._manifest, json.dumps({"digest": digest, "files": records}))
+    def _write_manifest(self, records: Marks, digest: str) -> None:
+        # The last line is what tells a whole manifest from one that is cut short.
+        write_marks(self._manifest, {**records, _WHOLE: (digest, "-")})
         self._coming.unlink(missing_ok=True)
         self._known = records, digest
 
 
-def _records(manifest: Any) -> dict[str, _Record]:
-    return {name: tuple(record) for name, record in manifest["files"].items()}
+def _stamp(status: os.stat_result) -> str:
+    """Whether a file may have been written to since, in a word."""
+    return f"{status.st_size},{status.st_mtime_ns}"
 
 
 def _note(report: PatchReport, progress: Progress) -> None:

@@ -45,8 +45,8 @@ def test_what_is_there_is_told(store: Store) -> None:
     with_link = store.entry("debian", package, lambda p: os.link(old / "bzImage", p / "linked"))
     os.utime(with_link / "key.json", (NOW - DAY * 3,) * 2)
     tree = store.directory("trees/linux-1")
-    (tree / "manifest.json").write_text("x" * 10_000)
-    for path in (tree, tree / "manifest.json"):
+    (tree / "manifest").write_text("x" * 10_000)
+    for path in (tree, tree / "manifest"):
         os.utime(path, (NOW - 60,) * 2)
     # None of these is for the list.
     store.directory("apt/lists")

@@ -93,7 +93,7 @@ def test_first_time_and_again(tree: BuildTree, tmp_path: Path, ours: bool) -> No
     assert _times(tree) == times
     assert source.opened == 1
     assert sorted(path.name for path in tree.home.iterdir()) == [
-        "manifest.json",
+        "manifest",
         "patched",
         "source",
     ]
@@ -214,9 +214,9 @@ def test_a_damaged_tree_is_begun_anew(tree: BuildTree, tmp_path: Path, damage: s
     _become(tree, source)
     (tree.root / "stale.c").write_text("")
     if damage == "manifest":
-        (tree.home / "manifest.json").unlink()
+        (tree.home / "manifest").unlink()
     elif damage == "half-written":
-        (tree.home / "manifest.json").write_text('{"digest": "')
+        (tree.home / "manifest").write_text("f00 1,2 Makefile\0f00 3,4 mm/rmap.c")
     else:
         shutil.rmtree(tree.root)
     _become(tree, source)
@@ -252,7 +252,7 @@ def test_a_way_to_another_source_that_is_cut_short_is_gone_on(
     _become(tree, FakeSource(tmp_path / "four", _FILES))
     assert _contents(tree) == {**_FILES, "mm/swap.o": "product"}
     assert sorted(path.name for path in tree.home.iterdir()) == [
-        "manifest.json",
+        "manifest",
         "patched",
         "source",
     ]
