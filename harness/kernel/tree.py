@@ -129,9 +129,7 @@ class BuildTree:
         for mark in (self._making, self._made):
             mark.unlink(missing_ok=True)
 
-    def _take(
-        self, files: Files, records: Marks, digest: str, progress: Progress
-    ) -> None:
+    def _take(self, files: Files, records: Marks, digest: str, progress: Progress) -> None:
         """Put the files of a source into the tree, and write the manifest."""
         if files.ours and not self.root.exists():
             files.root.rename(self.root)
