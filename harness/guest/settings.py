@@ -44,7 +44,7 @@ def settings(session: Session, values: Mapping[str, str], what: str) -> Iterator
 
 @contextlib.contextmanager
 def merging(session: Session) -> Iterator[None]:
-    """KSM looks for equal pages as fast as it can, and unmerges what it merged at the end."""
+    """KSM looks for equal pages as fast as it can; what it merged stays so after the end."""
     values = {
         f"{_KSM}/sleep_millisecs": "0",
         f"{_KSM}/pages_to_scan": "4096",

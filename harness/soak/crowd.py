@@ -7,11 +7,12 @@ import contextlib
 import dataclasses
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
 
 from harness.deadline import Deadline
 from harness.errors import Violation
+from harness.guest.settings import merging
 from harness.linux_guest.guest import LinuxGuest
 from harness.linux_guest.home import LinuxGuests
 from harness.linux_guest.spec import LinuxGuestSpec
@@ -26,7 +27,8 @@ _SPTES = {"pages_4k": 1, "pages_2m": 512, "pages_1g": 512 * 512}
 class _Member:
     guest: LinuxGuest
     stack: contextlib.ExitStack
-    verified: int = 0
+    shares: bool = False
+    """Whether others may have got to share pages with it that it stays charged for."""
 
 
 class Crowd:
@@ -109,13 +111,24 @@ class Crowd:
         self._evidence.log_is_clean()
         self._sample()
 
+    @contextlib.contextmanager
+    def merging(self) -> Iterator[None]:
+        """Have KSM merge what it can of all guests, while the context is open."""
+        for member in self._members:
+            member.shares = True
+        with merging(self.home.session):
+            yield
+
     def replace_one(self) -> None:
         """Kill a guest, by chance, see that all of its memory is back, and boot another."""
         member = self.chance.choice(self._members)
         frames = self._evidence.frames(member.guest)
         self._ended_verified += member.guest.counters.verified
         member.guest.kill()
-        self._evidence.memory_given_back(member.guest)
+        # A page that KSM merged is charged to one guest for as long as any of them has it, and so
+        # is its place in swap.
+        if not member.shares:
+            self._evidence.memory_given_back(member.guest)
         self._members.remove(member)
         member.stack.close()
         for other in self.guests[:1]:

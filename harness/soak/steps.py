@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 
 from harness.guest import settings
-from harness.guest.settings import merging, no_swap
+from harness.guest.settings import no_swap
 from harness.linux_guest.changes import free_mib, set_balloon
 from harness.soak.crowd import Crowd
 
@@ -30,7 +30,7 @@ def swap_off(crowd: Crowd) -> None:
 
 def merge(crowd: Crowd) -> None:
     """KSM merges what it can, while the guests write, and under pressure."""
-    with merging(crowd.home.session):
+    with crowd.merging():
         crowd.watch_for(3)
         swap_storm(crowd)
 

@@ -175,3 +175,25 @@ def test_a_guest_is_replaced_and_what_it_verified_still_counts(home: FakeHome) -
     assert evidence.asked[0] == ("given back by", gone.pid)
     assert evidence.asked[1][1] == (gone.pid,)
     assert seen[-1].verified == 100 + 200 + 300
+
+
+def test_a_guest_that_ksm_merged_may_stay_charged_for_what_others_still_have(
+    home: FakeHome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    merged: list[object] = []
+
+    @contextlib.contextmanager
+    def merging(session: object) -> Iterator[None]:
+        merged.append(session)
+        yield
+
+    monkeypatch.setattr(module, "merging", merging)
+    with gathered(home, [], count=1) as crowd:
+        with crowd.merging():
+            assert merged == [home.session]
+        evidence: Any = crowd._evidence
+        crowd.replace_one()
+        assert evidence.asked == []
+        # The one in its place came when nobody merged any more.
+        crowd.replace_one()
+        assert evidence.asked == [("given back by", home.made[1].pid)]

@@ -65,6 +65,9 @@ class FakeCrowd:
     def replace_one(self) -> None:
         self.replaced += 1
 
+    def merging(self) -> contextlib.AbstractContextManager[None]:
+        return self.session.setting("ksm", "on")
+
     def one(self) -> Any:
         return SimpleNamespace(collapse=lambda: 0)
 
