@@ -263,7 +263,7 @@ CATALOGUE = (
     Entry("creation-error-leak", "a VM that could not be created leaves nothing",
           "the mission: mmu_notifier_register may fail with EINTR",
           sees=("test_registration cannot_be_created",),
-          also=("test_registration storm_of_signals",
+          also=("test_registration signal_comes",
                 "test_registration any_allocation_fails")),
 
     Entry("sptes-survive-hugetlb-cow", "the guest follows to the copy of a hugetlb page, too",
@@ -378,7 +378,8 @@ CATALOGUE = (
           sees=("test_sleeping must_not_sleep willing",)),
     Entry("registration-error-leak", "a registration that was interrupted leaves nothing",
           "the mission: mmu_notifier_register may fail with EINTR",
-          sees=("test_attached signal_interrupts tlb",)),
+          sees=("test_attached signal_interrupts tlb",),
+          also=("test_attached whenever_a_signal_comes tlb",)),
     Entry("registration-memory-leak", "a registration without memory leaves nothing",
           "the mission: mmu_notifier_register may fail with ENOMEM",
           sees=("test_attached without_memory tlb",), blind=_CORE),

@@ -155,16 +155,19 @@ class GuestMemory(ProbeProcess):
         return int(played["rounds"]), int(played["lost"])
 
     @contextlib.contextmanager
-    def aliased(self, *, own: bool = False) -> Iterator[None]:
+    def aliased(self, *, own: bool = False, rounds: int = 1) -> Iterator[None]:
         """A second memslot on the same memory comes, moves and goes while the context is open.
 
+        That ends when it has done so for as many ``rounds``.
+
         With ``own`` it shows memory that nothing else shows, and whose protection is changed
-        without end meanwhile. Raises ProbeError when it never came and went.
+        without end meanwhile. Raises ProbeError when it did not come and go so often.
         """
         self.ask("begin_aliasing", own=own)
         yield
-        if not self.ask("end_aliasing"):
-            raise ProbeError("No memslot came and went while the context was open.")
+        seconds = _RACE_SECONDS * self.pace
+        if (seen := self.wait("end_aliasing", seconds, least=rounds)) < rounds:
+            raise ProbeError(f"A memslot came and went {seen} times in {seconds:.0f} s.")
 
     @contextlib.contextmanager
     def forked(self) -> Iterator[Child]:

@@ -26,6 +26,7 @@ class Aliasing:
         self._size = memory.pages * layout.PAGE_BYTES
         self._hva = memory.hva
         self._over = threading.Event()
+        self._changed = threading.Condition()
         self._rounds = 0
         self._error: OSError | None = None
         tasks: list[Callable[[], None]] = [self._come_and_go]
@@ -41,8 +42,13 @@ class Aliasing:
         for thread in self._threads:
             thread.start()
 
-    def end(self) -> int:
-        """Stop with the slot deleted; how many rounds there were. Raises what a round raised."""
+    def end(self, least: int = 1, seconds: float = 0.0) -> int:
+        """Stop with the slot deleted; how many rounds there were.
+
+        Not before so many rounds, or seconds. Raises what a round raised.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._error or self._rounds >= least, seconds)
         self._over.set()
         for thread in self._threads:
             thread.join()
@@ -55,7 +61,9 @@ class Aliasing:
             while not self._over.is_set():
                 task()
         except OSError as error:
-            self._error = error
+            with self._changed:
+                self._error = error
+                self._changed.notify_all()
 
     def _come_and_go(self) -> None:
         places = (layout.ALIAS_GPA, layout.ALIAS_GPA + self._size)
@@ -64,7 +72,9 @@ class Aliasing:
             # The vcpus shall get to use the slot before it goes.
             time.sleep(0.001)
         self._machine.set_slot(ALIAS_SLOT, places[-1], self._hva, 0)
-        self._rounds += 1
+        with self._changed:
+            self._rounds += 1
+            self._changed.notify_all()
 
     def _protect(self) -> None:
         for protection in ("read", "readwrite"):

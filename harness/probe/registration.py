@@ -8,12 +8,17 @@ import errno
 import itertools
 import os
 import signal
-import threading
+import time
 from collections.abc import Callable
 
 from harness.probe import kvm
 
 _MOST_FAULTS = 5000
+_UNDISTURBED = 3
+_LONGER = 1.25
+_LEAST_SECONDS = 1e-6
+"""A timer of nothing is none."""
+
 _NO_TYPE = 0xFFFF
 """A machine type that x86 does not have, which is found out in the middle of the creation."""
 
@@ -43,10 +48,10 @@ def refused(attempts: int) -> dict[str, int]:
 
 
 def under_signals(attempts: int) -> dict[str, int]:
-    """Try to create VMs while signals rain on this thread; how often which errno, or "ok"."""
+    """Try to create VMs with a signal at some moment of it; how often which errno, or "ok"."""
     kvm_fd = os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)
     try:
-        return in_a_rain_of_signals(lambda: _create(kvm_fd), attempts)
+        return whenever_a_signal_comes(lambda: _create(kvm_fd), attempts)
     finally:
         os.close(kvm_fd)
 
@@ -63,22 +68,29 @@ def without_memory() -> dict[str, int]:
         os.close(kvm_fd)
 
 
-def in_a_rain_of_signals(attempt: Callable[[], str], attempts: int) -> dict[str, int]:
-    """Attempt something while signals rain on this thread; how often it ended in which way."""
-    target = threading.get_ident()
-    over = threading.Event()
+def whenever_a_signal_comes(attempt: Callable[[], str], attempts: int) -> dict[str, int]:
+    """Attempt something with a signal at another moment of it each time; how often it ended how.
 
-    def rain() -> None:
-        while not over.is_set():
-            signal.pthread_kill(target, signal.SIGUSR1)
+    The moments are spread over somewhat longer than an attempt takes when no signal comes, which
+    is found out first, by attempts that count as well. Wants the main thread: that gets signals.
+    """
+    signal.signal(signal.SIGALRM, lambda *_: None)
+    ends: collections.Counter[str] = collections.Counter()
+    alone = min(_seconds(lambda: ends.update([attempt()])) for _ in range(_UNDISTURBED))
+    for number in range(1, attempts + 1):
+        moment = max(alone * _LONGER * number / attempts, _LEAST_SECONDS)
+        signal.setitimer(signal.ITIMER_REAL, moment)
+        try:
+            ends[attempt()] += 1
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    return dict(ends)
 
-    thread = threading.Thread(target=rain, daemon=True)
-    thread.start()
-    try:
-        return dict(collections.Counter(attempt() for _ in range(attempts)))
-    finally:
-        over.set()
-        thread.join()
+
+def _seconds(action: Callable[[], object]) -> float:
+    began = time.monotonic()
+    action()
+    return time.monotonic() - began
 
 
 def with_each_allocation_failing(attempt: Callable[[], str], times: int = 1) -> dict[str, int]:

@@ -100,8 +100,10 @@ class User:
         )
 
     def attach_under_signals(self, name: str, kind: str, attempts: int) -> dict[str, int]:
-        """Try it while signals rain on this thread; how often it ended how."""
-        return registration.in_a_rain_of_signals(lambda: self.attach_ends(name, kind, []), attempts)
+        """Try it with a signal at some moment of it; how often it ended how."""
+        return registration.whenever_a_signal_comes(
+            lambda: self.attach_ends(name, kind, []), attempts
+        )
 
     def detach(self, name: str) -> None:
         """Take a device off the memory."""

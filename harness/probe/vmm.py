@@ -207,12 +207,12 @@ class Vmm:
         """Create, move and delete a second memslot, until told to end; see Aliasing."""
         self._aliasing = Aliasing(self._machine, self._memory, own=own)
 
-    def end_aliasing(self) -> int:
-        """End that, with the slot deleted; how many rounds there were."""
+    def end_aliasing(self, least: int = 1, seconds: float = 0.0) -> int:
+        """End that, with the slot deleted; how many rounds there were. See Aliasing.end."""
         aliasing, self._aliasing = self._aliasing, None
         if aliasing is None:
             raise RuntimeError("no memslot comes and goes")
-        return aliasing.end()
+        return aliasing.end(least, seconds)
 
     def protect_by_userfault(self, first: int, pages: int, features: list[str]) -> None:
         """Write-protect a range through userfaultfd; who writes waits until let go on."""

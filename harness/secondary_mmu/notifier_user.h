@@ -28,7 +28,7 @@
 #define NU_REFUSER	1
 #define NU_REMOTE	2
 
-/* Register with a signal (SIGUSR1) pending, as it is in a storm of signals. */
+/* Register with a signal (SIGUSR1) pending, as when one came just before. */
 #define NU_SIGNALLED	1
 /* Sleep for a moment in each callback that may. */
 #define NU_SLEEPY	2

@@ -120,7 +120,10 @@ class Crowd:
             yield
 
     def replace_one(self) -> None:
-        """Kill a guest, by chance, see that all of its memory is back, and boot another."""
+        """Kill a guest, by chance, see that all of its memory is back, and boot another.
+
+        What limited the guests' memory ends before: a boot takes long where memory is short.
+        """
         member = self.chance.choice(self._members)
         frames = self._evidence.frames(member.guest)
         self._ended_verified += member.guest.counters.verified
@@ -133,6 +136,7 @@ class Crowd:
         member.stack.close()
         for other in self.guests[:1]:
             self._evidence.frames_returned(other, frames)
+        self.home.limit("memory.high", "max")
         self._join()
 
     def _join(self) -> None:

@@ -64,7 +64,6 @@ def replace(crowd: Crowd) -> None:
     crowd.home.confine(crowd.bytes // 2)
     crowd.watch_for(2)
     crowd.replace_one()
-    crowd.home.limit("memory.high", "max")
 
 
 STEPS: Mapping[str, Callable[[Crowd], None]] = MappingProxyType(

@@ -49,9 +49,6 @@ UNPROVEN = {
 UNPROVEN |= {
     f"tests/notifier/test_{name}": why
     for name, why in {
-        "attached.py::test_a_registration_succeeds_or_fails_cleanly_in_a_storm_of_signals": (
-            "a signal meets 1 registration of 200, which leaks less than the CPUs may hold"
-        ),
         "tlb_only.py::test_a_miss_faults_the_page_in_and_keeps_no_reference": (
             "it asks our device, not the kernel"
         ),

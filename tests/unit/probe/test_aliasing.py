@@ -61,6 +61,13 @@ def test_a_round_that_was_begun_is_finished(enough: int) -> None:
     assert machine.calls[-1] == GONE
 
 
+def test_it_goes_on_for_as_many_rounds_as_are_wanted_and_time_allows() -> None:
+    machine = FakeMachine(enough=1)
+    assert begun(machine).end(least=20, seconds=SECONDS) >= 20
+    assert machine.calls[-1] == GONE
+    assert begun(FakeMachine(enough=1)).end(least=10**9, seconds=0.01) < 10**9
+
+
 def test_nothing_happens_after_the_end() -> None:
     machine = FakeMachine(enough=3)
     aliasing = begun(machine)
@@ -97,7 +104,7 @@ def test_a_slot_that_cannot_be_had_is_told_at_the_end(fails: int) -> None:
     machine = FakeMachine(enough=fails, fails=fails)
     aliasing: Any = begun(machine)
     with pytest.raises(OSError, match="No space left"):
-        aliasing.end()
+        aliasing.end(least=10**9, seconds=SECONDS)
     assert len(machine.calls) == fails, "it is not tried again"
 
 

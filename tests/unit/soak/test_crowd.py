@@ -50,6 +50,7 @@ class FakeHome:
         self.made: list[FakeGuest] = []
         self.specs: list[LinuxGuestSpec] = []
         self.bad = 0
+        self.limits: list[tuple[str, int | str, int]] = []
         self.session = SimpleNamespace(host=None, read=self._read)
 
     def _read(self, path: str) -> str:
@@ -60,6 +61,9 @@ class FakeHome:
         if path.endswith("pages_1g"):
             raise FileNotFoundError(path)
         return "3\n"
+
+    def limit(self, name: str, value: int | str) -> None:
+        self.limits.append((name, value, len(self.made)))
 
     @contextlib.contextmanager
     def guest(self, spec: LinuxGuestSpec) -> Iterator[FakeGuest]:
@@ -175,6 +179,8 @@ def test_a_guest_is_replaced_and_what_it_verified_still_counts(home: FakeHome) -
     assert evidence.asked[0] == ("given back by", gone.pid)
     assert evidence.asked[1][1] == (gone.pid,)
     assert seen[-1].verified == 100 + 200 + 300
+    # Before the third came.
+    assert home.limits == [("memory.high", "max", 2)]
 
 
 def test_a_guest_that_ksm_merged_may_stay_charged_for_what_others_still_have(

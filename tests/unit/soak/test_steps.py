@@ -64,6 +64,7 @@ class FakeCrowd:
 
     def replace_one(self) -> None:
         self.replaced += 1
+        self._limit("memory.high", "max")
 
     def merging(self) -> contextlib.AbstractContextManager[None]:
         return self.session.setting("ksm", "on")
