@@ -379,7 +379,7 @@ CATALOGUE = (
     Entry("registration-error-leak", "a registration that was interrupted leaves nothing",
           "the mission: mmu_notifier_register may fail with EINTR",
           sees=("test_attached signal_interrupts tlb",),
-          also=("test_attached whenever_a_signal_comes tlb",)),
+          also=("test_attached whenever_a_signal_comes",)),
     Entry("registration-memory-leak", "a registration without memory leaves nothing",
           "the mission: mmu_notifier_register may fail with ENOMEM",
           sees=("test_attached without_memory tlb",), blind=_CORE),

@@ -17,6 +17,7 @@ from harness.guest.session import undone
 from harness.probe import layout
 
 _RACE_SECONDS = 60.0
+_ALIASING_SECONDS = 20.0
 """How long the rounds of a race may take on a fast machine; most are over in two."""
 
 _COLLAPSE_SECONDS = 5.0
@@ -165,7 +166,7 @@ class GuestMemory(ProbeProcess):
         """
         self.ask("begin_aliasing", own=own)
         yield
-        seconds = _RACE_SECONDS * self.pace
+        seconds = _ALIASING_SECONDS * self.pace
         if (seen := self.wait("end_aliasing", seconds, least=rounds)) < rounds:
             raise ProbeError(f"A memslot came and went {seen} times in {seconds:.0f} s.")
 

@@ -10,8 +10,11 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
 from harness.probe import kvm
+
+Made = TypeVar("Made")
 
 _MOST_FAULTS = 5000
 _UNDISTURBED = 3
@@ -51,7 +54,9 @@ def under_signals(attempts: int) -> dict[str, int]:
     """Try to create VMs with a signal at some moment of it; how often which errno, or "ok"."""
     kvm_fd = os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)
     try:
-        return whenever_a_signal_comes(lambda: _create(kvm_fd), attempts)
+        return whenever_a_signal_comes(
+            lambda: kvm.ioctl_number(kvm_fd, kvm.CREATE_VM), os.close, attempts
+        )
     finally:
         os.close(kvm_fd)
 
@@ -68,29 +73,35 @@ def without_memory() -> dict[str, int]:
         os.close(kvm_fd)
 
 
-def whenever_a_signal_comes(attempt: Callable[[], str], attempts: int) -> dict[str, int]:
-    """Attempt something with a signal at another moment of it each time; how often it ended how.
+def whenever_a_signal_comes(
+    make: Callable[[], Made], undo: Callable[[Made], object], attempts: int
+) -> dict[str, int]:
+    """Make something with a signal at another moment of it each time; how often it ended how.
 
-    The moments are spread over somewhat longer than an attempt takes when no signal comes, which
-    is found out first, by attempts that count as well. Wants the main thread: that gets signals.
+    The moments are spread over somewhat longer than it takes when no signal comes, which is found
+    out first, by attempts that count as well. Wants the main thread: that gets signals.
     """
     signal.signal(signal.SIGALRM, lambda *_: None)
     ends: collections.Counter[str] = collections.Counter()
-    alone = min(_seconds(lambda: ends.update([attempt()])) for _ in range(_UNDISTURBED))
-    for number in range(1, attempts + 1):
-        moment = max(alone * _LONGER * number / attempts, _LEAST_SECONDS)
+
+    def attempt(moment: float) -> float:
+        made: list[Made] = []
+        began = time.monotonic()
         signal.setitimer(signal.ITIMER_REAL, moment)
         try:
-            ends[attempt()] += 1
+            end = ended(lambda: made.append(make()))
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
+        seconds = time.monotonic() - began
+        ends[end] += 1
+        for each in made:
+            undo(each)
+        return seconds
+
+    alone = min(attempt(0) for _ in range(_UNDISTURBED))
+    for number in range(1, attempts + 1):
+        attempt(max(alone * _LONGER * number / attempts, _LEAST_SECONDS))
     return dict(ends)
-
-
-def _seconds(action: Callable[[], object]) -> float:
-    began = time.monotonic()
-    action()
-    return time.monotonic() - began
 
 
 def with_each_allocation_failing(attempt: Callable[[], str], times: int = 1) -> dict[str, int]:

@@ -102,7 +102,7 @@ class User:
     def attach_under_signals(self, name: str, kind: str, attempts: int) -> dict[str, int]:
         """Try it with a signal at some moment of it; how often it ended how."""
         return registration.whenever_a_signal_comes(
-            lambda: self.attach_ends(name, kind, []), attempts
+            lambda: self.attach(name, kind, []), lambda _: self.detach(name), attempts
         )
 
     def detach(self, name: str) -> None:

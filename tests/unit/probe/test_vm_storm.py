@@ -184,21 +184,20 @@ def test_a_signal_comes_at_another_moment_of_each_attempt(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     before = signal.getsignal(signal.SIGALRM)
-    moments: list[float] = []
-
-    def attempt() -> str:
-        # How long an attempt takes; without a signal all of it passes.
-        left = 0.02
-        began = time.monotonic()
-        interrupted = False
-        while (passed := time.monotonic() - began) < left and not interrupted:
-            interrupted = bool(arrived)
-        if interrupted:
-            moments.append(passed)
-        arrived.clear()
-        return "EINTR" if interrupted else "ok"
-
     arrived: list[int] = []
+    moments: list[float] = []
+    undone: list[str] = []
+
+    def make() -> str:
+        # How long it takes; without a signal all of it passes.
+        began = time.monotonic()
+        arrived.clear()
+        while (passed := time.monotonic() - began) < 0.02:
+            if arrived:
+                moments.append(passed)
+                raise InterruptedError(errno.EINTR, "Interrupted")
+        return "made"
+
     install = signal.signal
     monkeypatch.setattr(
         signal,
@@ -206,13 +205,14 @@ def test_a_signal_comes_at_another_moment_of_each_attempt(
         lambda number, _: install(number, lambda *_: arrived.append(number)),
     )
     try:
-        ends = registration.whenever_a_signal_comes(attempt, 20)
+        ends = registration.whenever_a_signal_comes(make, undone.append, 20)
     finally:
         install(signal.SIGALRM, before)
     # Three without a signal, and those whose signal came when they were over.
     assert ends["ok"] >= 3
     assert ends["EINTR"] + ends["ok"] == 23
     assert ends["EINTR"] >= 10
+    assert undone == ["made"] * ends["ok"]
     assert max(moments) > 2 * min(moments)
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
 
