@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import secrets
 from collections.abc import Callable, Iterator
 
@@ -15,6 +16,7 @@ from harness.guest.session import Session
 from harness.image import layout
 from harness.image.linux_guest import LinuxImage, linux_seed
 from harness.linux_guest.beats import Serial
+from harness.linux_guest.freezing import frozen
 from harness.linux_guest.guest import LinuxGuest
 from harness.linux_guest.spec import LinuxGuestPaths, LinuxGuestSpec, argv
 from harness.machine.host import Process
@@ -194,7 +196,9 @@ def linux_guests(session: Session, image: LinuxImage) -> Iterator[LinuxGuests]:
     session.ask("make_directory", path=cgroup)
     session.ask("write", path=f"{cgroup}/cgroup.subtree_control", text="+memory")
     place = _Place(cgroup, kernel, initramfs, nonce, keys)
-    yield LinuxGuests(session, place)
+    still = functools.partial(frozen, session, cgroup)
+    with host.pausing_inside(still) if host.facts.emulated else contextlib.nullcontext():
+        yield LinuxGuests(session, place)
     deadline = Deadline.after(_START_SECONDS * host.facts.pace, "Removing a guest's files")
     host.run(["rm", "-f", initramfs, f"{initramfs}.seed"], deadline)
     _remove(session, cgroup)

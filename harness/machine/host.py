@@ -8,7 +8,7 @@ implementation of ``Host``.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -54,6 +54,10 @@ class HostFacts:
     def emulated(self) -> bool:
         """Whether the host's CPUs are emulated, and not the machine's own."""
         return self.accelerator == "tcg"
+
+
+Stillness = Callable[[], AbstractContextManager[None]]
+"""Makes a context in which what runs on a host stands still."""
 
 
 class Channel(Protocol):
@@ -160,6 +164,9 @@ class Host(Protocol):
 
     def paused(self) -> AbstractContextManager[None]:
         """The host's CPUs stand still: its memory can be read as one picture."""
+
+    def pausing_inside(self, still: Stillness) -> AbstractContextManager[None]:
+        """While the context is open, the host's CPUs are stopped inside of ``still`` only."""
 
     def check(self) -> None:
         """Raise what happened to the host since the last check, if anything did."""

@@ -23,7 +23,7 @@ from harness.machine import debugger
 from harness.machine.console import ConsoleLog
 from harness.machine.dump import name_kernel
 from harness.machine.gdbstub import attached
-from harness.machine.host import HostFacts
+from harness.machine.host import HostFacts, Stillness
 from harness.machine.qemu import Qemu
 from harness.machine.qmp import Qmp
 from harness.machine.spec import RunPaths
@@ -71,6 +71,8 @@ class QemuHost:
         self._program: drgn.Program | None = None
         self._checked = qemu.console.mark()
         self._stale = False
+        self._stands = False
+        self._still: Stillness = contextlib.nullcontext
 
     @property
     def log(self) -> ConsoleLog:
@@ -122,7 +124,9 @@ class QemuHost:
         """A drgn program that reads the host's memory from outside; attached once."""
         if self._program is None:
             modules = ("kvm", self.facts.vendor)
-            self._program = debugger.attach(self._paths.debugger, self._kernel, modules)
+            # Attaching pauses the host as well, and if that hangs, then with Python's lock held.
+            with self.paused():
+                self._program = debugger.attach(self._paths.debugger, self._kernel, modules)
         return self._program
 
     def write_physical(self, address: int, data: bytes) -> None:
@@ -137,17 +141,33 @@ class QemuHost:
     def dump(self, path: Path, deadline: Deadline) -> None:
         """Write the host's memory to a file on L0, compressed, as crash and drgn read it."""
         wanted = {"paging": False, "protocol": f"file:{path.absolute()}", "format": "kdump-zlib"}
-        self.qmp.execute("dump-guest-memory", deadline, wanted)
+        with _if_possible(self._still):
+            self.qmp.execute("dump-guest-memory", deadline, wanted)
         name_kernel(path, self.facts.release)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """The host's CPUs stand still: its memory can be read as one picture."""
-        self._monitor("stop", "Pausing the host")
+        """The host's CPUs stand still, or still do: its memory can be read as one picture."""
+        if self._stands:
+            yield
+            return
+        with self._still():
+            self._monitor("stop", "Pausing the host")
+            self._stands = True
+            try:
+                yield
+            finally:
+                self._stands = False
+                self._monitor("cont", "Continuing the host")
+
+    @contextlib.contextmanager
+    def pausing_inside(self, still: Stillness) -> Iterator[None]:
+        """While the context is open, the host's CPUs are stopped inside of ``still`` only."""
+        self._still = still
         try:
             yield
         finally:
-            self._monitor("cont", "Continuing the host")
+            self._still = contextlib.nullcontext
 
     def check(self) -> None:
         """Raise what happened to the host since the last check, if anything did.
@@ -237,6 +257,17 @@ class QemuHost:
             self.qmp.execute(command, Deadline.after(_QMP_SECONDS * self.facts.pace, what))
         except HarnessError as error:
             raise self.explain(error) from error
+
+
+@contextlib.contextmanager
+def _if_possible(still: Stillness) -> Iterator[None]:
+    """Inside of ``still``, unless the host cannot do that any more."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(HarnessError, OSError):
+            stack.enter_context(still())
+        yield
+        with contextlib.suppress(HarnessError, OSError):
+            stack.close()
 
 
 class HostChannel:

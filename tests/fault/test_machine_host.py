@@ -116,9 +116,40 @@ def test_memory_can_be_read_while_the_cpus_stand_still(host: QemuHost) -> None:
             program = host.debugger()
         except OracleUnavailable as error:
             pytest.skip(str(error))
+        assert host.qmp.execute("query-status", soon())["status"] == "paused", "and still are"
         release = program["init_uts_ns"].name.release.string_().decode()
     assert release == host.facts.release
     assert host.run(["true"], soon()).status == 0
+
+
+def test_what_runs_on_the_host_stands_still_before_its_cpus_do(host: QemuHost) -> None:
+    order: list[str] = []
+
+    def state() -> str:
+        return str(host.qmp.execute("query-status", soon())["status"])
+
+    @contextlib.contextmanager
+    def still() -> Iterator[None]:
+        order.append(state())
+        yield
+        order.append(state())
+
+    with host.pausing_inside(still), host.paused():
+        order.append(state())
+    assert order == ["running", "paused", "running"]
+    with host.paused():
+        assert len(order) == 3, "it was for as long as the context was open"
+
+
+def test_memory_is_saved_although_nothing_on_the_host_stands_still(
+    host: QemuHost, tmp_path: Path
+) -> None:
+    def still() -> contextlib.AbstractContextManager[None]:
+        raise HostLostError("gone")
+
+    with host.pausing_inside(still):
+        host.dump(tmp_path / "memory", Deadline.after(300, "the dump"))
+    assert (tmp_path / "memory").stat().st_size > 1 << 20
 
 
 def test_report_in_the_log_is_raised_once(host: QemuHost) -> None:

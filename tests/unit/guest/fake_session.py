@@ -114,6 +114,9 @@ class FakeHost:
     def paused(self) -> AbstractContextManager[None]:
         raise NotImplementedError
 
+    def pausing_inside(self, still: Any) -> AbstractContextManager[None]:
+        raise NotImplementedError
+
     def check(self) -> None:
         """Nothing happened."""
 

@@ -57,12 +57,19 @@ class FakeHost:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.facts = SimpleNamespace(pace=1.0)
+        self.facts = SimpleNamespace(pace=1.0, emulated=False)
+        self.still: list[Any] = []
         self.files: dict[str, bytes] = {}
         self.ran: list[tuple[str, ...]] = []
         self.started: list[tuple[str, ...]] = []
         self.first = b"77"
         self.console: Callable[[Console], None] = lambda console: None
+
+    @contextlib.contextmanager
+    def pausing_inside(self, still: Callable[[], Any]) -> Iterator[None]:
+        self.still.append(still)
+        yield
+        self.still.remove(still)
 
     def put(self, path: str, data: bytes, deadline: Deadline, *, mode: int = 0o644) -> None:
         self.files[path] = data
@@ -104,6 +111,8 @@ class FakeSession:
     def read(self, path: str) -> str:
         if path == CONTROLLERS:
             return self.controllers
+        if path.endswith("cgroup.events"):
+            return "populated 1\nfrozen 1\n"
         if path.endswith("memory.current"):
             return f"{self.current}\n"
         return "anon 4096\n" if path.endswith("stat") else "oom_kill 0\n"
@@ -150,6 +159,24 @@ def boots(host: FakeHost) -> None:
         console.lines.put(beat())
 
     host.console = speak
+
+
+@pytest.mark.parametrize("emulated", [True, False])
+def test_an_emulated_host_stands_still_while_its_guests_are_frozen(
+    session: FakeSession, host: FakeHost, image: LinuxImage, emulated: bool
+) -> None:
+    host.facts.emulated = emulated
+    with place(session, image) as guests:
+        assert len(host.still) == int(emulated)
+        for still in host.still:
+            session.asked.clear()
+            with still():
+                pass
+            written = {"path": f"{guests.cgroup}/cgroup.freeze"}
+            assert session.asked == [
+                ("write", {**written, "text": "1"}), ("write", {**written, "text": "0"})
+            ]  # fmt: skip
+    assert not host.still
 
 
 def test_the_image_comes_to_a_host_once_and_the_seed_each_time(

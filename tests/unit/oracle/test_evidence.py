@@ -58,6 +58,9 @@ class FakeHost:
         self.unavailable = ""
         self.problem: Exception | None = None
 
+    def pausing_inside(self, still: object) -> contextlib.AbstractContextManager[None]:
+        raise NotImplementedError
+
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         self.stopped += 1
