@@ -72,7 +72,7 @@ def soaked(
         image_of_memory = results.path / "host-memory.kdump"
         try:
             with (
-                progress.phase(f"Soak of {order.guests} guests"),
+                progress.phase("Soak"),
                 _memory_kept(session, image_of_memory, progress),
                 linux_guests(session, image) as home,
             ):

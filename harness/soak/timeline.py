@@ -70,9 +70,9 @@ def live_line(step: str, before: Sample, now: Sample) -> str:
     out = rate((now.swapped_out - before.swapped_out) * _PAGE_BYTES)
     back = rate((now.swapped_in - before.swapped_in) * _PAGE_BYTES)
     return (
-        f"{now.at:.0f} s  {step}  swap {out} out, {back} in MiB/s  {now.extra} extra references  "
-        f"verified {now.verified / _MIB:.0f} MiB, {rate(now.verified - before.verified)} MiB/s  "
-        f"slowest beat {now.silence:.1f} s"
+        f"{step}: swap out {out}, in {back} MiB/s; {now.extra} extra references; "
+        f"slowest beat {now.silence:.1f} s; "
+        f"{now.verified / _MIB:.0f} MiB verified, {rate(now.verified - before.verified)} MiB/s"
     )
 
 

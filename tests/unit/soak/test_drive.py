@@ -114,7 +114,7 @@ def test_who_watches_a_soak_sees_how_it_goes(world: SimpleNamespace, tmp_path: P
     run(tmp_path, progress=Plain(stream, map(float, itertools.count(0, 31)).__next__))
     lines = stream.getvalue().splitlines()
     assert any("the guests boot" in line for line in lines)
-    assert any("wait" in line and "verified 5 MiB" in line for line in lines)
+    assert any("wait" in line and "5 MiB verified" in line for line in lines)
 
 
 def test_a_soak_ends_with_its_time_and_writes_what_it_saw(
