@@ -177,7 +177,7 @@ def test_controls_that_are_checked_at_once_come_back_in_order(run_plan: Any) -> 
 
 
 @pytest.mark.parametrize(
-    ("cpus", "gib", "expected"), [(2, 24, 2), (4, 8, 2), (1, 1, 1), (64, 512, 8), (None, 16, 1)]
+    ("cpus", "gib", "expected"), [(2, 24, 3), (4, 8, 2), (1, 1, 1), (64, 512, 8), (None, 16, 2)]
 )
 def test_as_many_are_checked_at_once_as_the_machine_bears(
     cpus: int | None, gib: int, expected: int, monkeypatch: pytest.MonkeyPatch
