@@ -159,6 +159,10 @@ class EmulationError(InfrastructureError):
     """The emulator executed something else than the code of the kernel under test."""
 
 
+class GuestResetError(EmulationError):
+    """The emulator made a Linux guest reset itself; its host is well."""
+
+
 class QmpError(InfrastructureError):
     """QEMU did not answer, or answered with an error."""
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.deadline import Deadline
-from harness.errors import OracleUnavailable, ProbeError, Violation
+from harness.errors import GuestResetError, OracleUnavailable, ProbeError, Violation
 from harness.machine.host import Channel, Host
 
 _ANSWER_SECONDS = 30.0
@@ -134,12 +134,13 @@ class Session:
 def undone(undo: Callable[[], object]) -> Iterator[None]:
     """Something done to the host, which ``undo`` undoes when the context is left.
 
-    After OracleUnavailable, too: it skips a test, and the next one gets the same host. After any
-    other error the host is thrown away, and may not answer any more.
+    After OracleUnavailable, too: it skips a test, and the next one gets the same host. And after a
+    guest that the emulator reset, which a soak replaces. After any other error the host is thrown
+    away, and may not answer any more.
     """
     try:
         yield
-    except OracleUnavailable:
+    except (OracleUnavailable, GuestResetError):
         undo()
         raise
     undo()

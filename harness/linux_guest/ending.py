@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 
 from harness.deadline import Deadline
-from harness.errors import EmulationError, HarnessError, LinuxGuestError, Violation
+from harness.errors import GuestResetError, HarnessError, LinuxGuestError, Violation
 from harness.machine.host import Host, HostFacts, Process
 from harness.machine.qmp import Qmp
 from harness.machine.splat import visible
@@ -46,7 +46,7 @@ def _was_reset(qmp: Qmp) -> bool:
 
 def _reset(name: str, facts: HostFacts) -> HarnessError:
     if facts.emulated:
-        return EmulationError(
+        return GuestResetError(
             f"{name} reset itself without a word. Under QEMU's emulation that happens now and "
             f"then (this is {facts.qemu_version}), so it says nothing about the kernel; use a "
             "machine with nested KVM."

@@ -134,6 +134,11 @@ class LinuxGuest:
         return self.session.host.facts.pace
 
     @property
+    def ended(self) -> bool:
+        """Whether its QEMU is gone."""
+        return self._ended()
+
+    @property
     def counters(self) -> Counters:
         """What the workload said last; raises LinuxGuestError before it said anything."""
         if self.serial.last is None:

@@ -139,6 +139,19 @@ class Crowd:
         self.home.limit("memory.high", "max")
         self._join()
 
+    def replace_ended(self) -> int:
+        """Boot others in place of guests whose QEMU is gone, with no limit; how many there were."""
+        ended = [member for member in self._members if member.guest.ended]
+        for member in ended:
+            last = member.guest.serial.last
+            self._ended_verified += last.verified if last else 0
+            self._members.remove(member)
+            member.stack.close()
+        self.home.limit("memory.high", "max")
+        for _ in ended:
+            self._join()
+        return len(ended)
+
     def _join(self) -> None:
         spec = LinuxGuestSpec(
             memory_mib=self.memory_mib,

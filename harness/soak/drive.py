@@ -14,6 +14,7 @@ from pathlib import Path
 
 from harness.deadline import Deadline
 from harness.errors import (
+    GuestResetError,
     HarnessError,
     InfrastructureError,
     KernelUntestableError,
@@ -35,6 +36,9 @@ from harness.store import Store
 from harness.workbench import Parts, Wish, Workbench, make_parts
 
 _DUMP_SECONDS = 600.0
+
+_MOST_RESETS = 3
+"""Not so many scenarios in a row may end with a guest that the emulator reset."""
 
 _HOST_MIB, _QEMU_MIB = 512, 64
 """What a host has to have for itself, and for each guest besides that guest's memory."""
@@ -106,6 +110,7 @@ def _require_room(order: Order, host_mib: int) -> None:
 def _soak(crowd: Crowd, order: Order, diary: _Diary) -> None:
     until = Deadline.after(order.seconds, "The soak")
     impossible: set[str] = set()
+    resets = 0
     crowd.audit()
     for name in chosen(crowd):
         if until.expired:
@@ -114,11 +119,18 @@ def _soak(crowd: Crowd, order: Order, diary: _Diary) -> None:
             continue
         diary.begin(name)
         try:
-            STEPS[name](crowd)
-        except OracleUnavailable as error:
-            diary.impossible(name, error)
-            impossible.add(name)
-        crowd.audit()
+            try:
+                STEPS[name](crowd)
+            except OracleUnavailable as error:
+                diary.impossible(name, error)
+                impossible.add(name)
+            crowd.audit()
+            resets = 0
+        except GuestResetError as error:
+            resets += 1
+            if resets == _MOST_RESETS or not (replaced := crowd.replace_ended()):
+                raise
+            diary.reset(replaced, error)
 
 
 class _Diary:
@@ -130,6 +142,7 @@ class _Diary:
         self._progress = progress
         self._steps: list[Step] = []
         self._samples: list[Sample] = []
+        self._resets = 0
         self._began = time.monotonic()
         progress.note(f"Seed {order.seed}")
 
@@ -141,6 +154,11 @@ class _Diary:
     def impossible(self, name: str, why: OracleUnavailable) -> None:
         """This host cannot be put under a scenario."""
         self._progress.note(f"Not tried any more: {name}. {why}")
+
+    def reset(self, guests: int, why: GuestResetError) -> None:
+        """Guests were lost to the emulator, and others are there instead."""
+        self._resets += guests
+        self._progress.note(f"{why} Another guest takes its place.")
 
     def take(self, sample: Sample) -> None:
         """Keep a look at the guests."""
@@ -159,6 +177,7 @@ class _Diary:
             samples=tuple(self._samples),
             # Linux counts in KiB.
             own_memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10,
+            resets=self._resets,
             failure=str(failure) if failure else "",
         )
 

@@ -44,7 +44,10 @@ class Step:
 
 @dataclasses.dataclass(frozen=True)
 class Soak:
-    """A soak from its beginning to its end; ``failure`` is empty when nothing was wrong."""
+    """A soak from its beginning to its end; ``failure`` is empty when nothing was wrong.
+
+    ``resets`` is how many guests the emulator reset, so that they were replaced.
+    """
 
     seed: int
     kernel: str
@@ -53,6 +56,7 @@ class Soak:
     samples: tuple[Sample, ...]
     own_memory: int
     failure: str = ""
+    resets: int = 0
 
     @property
     def verified(self) -> int:
@@ -84,6 +88,11 @@ def as_text(soak: Soak) -> str:
         f"{soak.verified / _MIB:.0f} MiB verified, {rate:.1f} MiB/s",
         f"{soak.own_memory / _MIB:.0f} MiB of memory used by the harness itself",
     ]
+    if soak.resets:
+        lines.append(
+            f"{soak.resets} of its guests reset themselves without a word, which under emulation "
+            "says nothing about the kernel, and were replaced"
+        )
     if soak.failure:
         last = soak.steps[-1].name if soak.steps else "the boot"
         lines.append(f"Failed in {last}: {soak.failure}")

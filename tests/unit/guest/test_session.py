@@ -11,7 +11,7 @@ import pytest
 from fake_session import FakeChannel, FakeHost, session_with
 
 from harness.deadline import Deadline
-from harness.errors import DeadlineError, OracleUnavailable, ProbeError, Violation
+from harness.errors import DeadlineError, GuestResetError, OracleUnavailable, ProbeError, Violation
 from harness.guest.session import GuestLost, parse, session
 
 
@@ -195,12 +195,14 @@ def test_a_setting_lasts_as_long_as_its_context() -> None:
     assert channel.requests[-1] == {"op": "write", "path": "/proc/sys/x", "text": "3\n"}
 
 
-@pytest.mark.parametrize(("error", "back"), [(OracleUnavailable, True), (Violation, False)])
+@pytest.mark.parametrize(
+    ("error", "back"), [(OracleUnavailable, True), (GuestResetError, True), (Violation, False)]
+)
 def test_a_setting_is_put_back_where_the_host_is_kept(
     error: type[Exception], *, back: bool
 ) -> None:
     # What an oracle cannot say skips a test; after anything else the host is thrown away.
-    raised = error("x") if error is OracleUnavailable else Violation("x", "y", "z")
+    raised = Violation("x", "y", "z") if error is Violation else error("x")
     ours, channel = session_with(lambda request: {"ok": "3\n" if request["op"] == "read" else None})
     with pytest.raises(error), ours.setting("/proc/sys/x", "0"):
         raise raised

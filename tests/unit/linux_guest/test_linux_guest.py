@@ -18,7 +18,7 @@ from harness.deadline import Deadline
 from harness.errors import (
     CommandError,
     DeadlineError,
-    EmulationError,
+    GuestResetError,
     HarnessError,
     HostLostError,
     KernelSplat,
@@ -289,7 +289,7 @@ def test_a_qemu_that_dies_is_infrastructure(
         guest.watch()
 
 
-@pytest.mark.parametrize(("emulated", "blamed"), [(False, Violation), (True, EmulationError)])
+@pytest.mark.parametrize(("emulated", "blamed"), [(False, Violation), (True, GuestResetError)])
 def test_a_guest_that_resets_itself_is_the_hosts_doing_where_nothing_is_emulated(
     parts: SimpleNamespace, guest: LinuxGuest, blamed: type[HarnessError], *, emulated: bool
 ) -> None:

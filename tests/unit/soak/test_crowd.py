@@ -26,7 +26,7 @@ class FakeGuest:
     def __init__(self, number: int) -> None:
         self.pid, self.vm_fd = number, 9
         self.counters = SimpleNamespace(verified=100 * number)
-        self.serial = SimpleNamespace(silence=float(number))
+        self.serial = SimpleNamespace(silence=float(number), last=self.counters)
         self.killed = self.ended = False
         self.watched = 0
 
@@ -181,6 +181,18 @@ def test_a_guest_is_replaced_and_what_it_verified_still_counts(home: FakeHome) -
     assert seen[-1].verified == 100 + 200 + 300
     # Before the third came.
     assert home.limits == [("memory.high", "max", 2)]
+
+
+def test_a_guest_that_is_gone_is_replaced_without_limits(home: FakeHome) -> None:
+    seen: list[Sample] = []
+    with gathered(home, seen) as crowd:
+        assert crowd.replace_ended() == 0
+        home.made[0].ended = True
+        assert crowd.replace_ended() == 1
+        assert [guest.pid for guest in crowd.guests] == [2, 3]
+        crowd.audit()
+    assert seen[-1].verified == 100 + 200 + 300
+    assert home.limits[-1] == ("memory.high", "max", 2)
 
 
 def test_a_guest_that_ksm_merged_may_stay_charged_for_what_others_still_have(

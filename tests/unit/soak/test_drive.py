@@ -17,6 +17,7 @@ import pytest
 from harness.deadline import Deadline
 from harness.display import Plain
 from harness.errors import (
+    GuestResetError,
     HarnessError,
     HostLostError,
     KernelSplat,
@@ -58,6 +59,7 @@ class FakeHost:
 def world(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """What a soak is made of; ``steps`` are the scenarios, ``done`` those that ran."""
     it = SimpleNamespace(host=FakeHost(), done=[], discarded=0, steps={}, audits=0)
+    it.replaced, it.ended = 0, 1
 
     class Bench:
         def __init__(self, *_: object) -> None:
@@ -83,6 +85,10 @@ def world(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         def audit(self) -> None:
             it.audits += 1
             self._take(SAMPLE)
+
+        def replace_ended(self) -> int:
+            it.replaced += it.ended
+            return int(it.ended)
 
     @contextlib.contextmanager
     def guests(*_: object) -> Iterator[object]:
@@ -148,6 +154,35 @@ def test_the_first_failure_ends_it_and_the_hosts_memory_is_saved(
     assert (path / "host-memory.kdump").read_text() == "memory with guests"
     assert "Failed in fail" in (path / "soak.txt").read_text()
     assert world.discarded == 1
+
+
+def test_a_guest_that_the_emulator_reset_is_replaced_and_counted(
+    world: SimpleNamespace, tmp_path: Path
+) -> None:
+    def now_and_then(crowd: object) -> None:
+        world.done.append("")
+        if len(world.done) % 2:
+            raise GuestResetError("It reset itself.")
+
+    world.steps["storm"] = now_and_then
+    soak, failure, path = run(tmp_path)
+    assert failure is None
+    assert soak.resets == world.replaced >= 1
+    assert f"{soak.resets} of its guests reset themselves" in (path / "soak.txt").read_text()
+
+
+@pytest.mark.parametrize(("ended", "steps"), [(1, 3), (0, 1)])
+def test_guests_that_are_reset_each_time_or_a_host_that_failed_end_it(
+    world: SimpleNamespace, tmp_path: Path, ended: int, steps: int
+) -> None:
+    def always(crowd: object) -> None:
+        raise GuestResetError("It reset itself.")
+
+    world.ended = ended
+    world.steps["storm"] = always
+    soak, failure, _ = run(tmp_path, 60)
+    assert isinstance(failure, GuestResetError)
+    assert len(soak.steps) == steps
 
 
 def test_what_the_hosts_kernel_says_comes_first(world: SimpleNamespace, tmp_path: Path) -> None:
