@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TextIO
 
-from rich.console import Console, Group
+from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.live import Live
 from rich.padding import Padding
 from rich.spinner import Spinner
@@ -244,19 +244,18 @@ class _Moving:
         self._spinner = spinner
         self._encoding = encoding
 
-    def __rich__(self) -> Table:
-        line = Table.grid(padding=(0, 1))
-        line.add_column(no_wrap=True)
-        line.add_column(no_wrap=True)
-        line.add_column(no_wrap=True)
-        line.add_column(no_wrap=True, overflow="ellipsis")
-        line.add_row(
-            self._spinner,
-            Text(_encodable(self._phase.name, self._encoding)),
-            Text(f"{self._phase.seconds:.0f} s", style="cyan"),
-            Text(_encodable(self._phase.update, self._encoding), style="dim"),
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        turning = self._spinner.render(console.get_time())
+        assert isinstance(turning, Text), "a spinner has no text here"
+        # What is too long loses its end, and that is the update's.
+        yield Text.assemble(
+            turning,
+            f" {_encodable(self._phase.name, self._encoding)} ",
+            (f"{self._phase.seconds:.0f} s", "cyan"),
+            (f" {_encodable(self._phase.update, self._encoding)}", "dim"),
+            no_wrap=True,
+            overflow="ellipsis",
         )
-        return line
 
 
 def show(record: RunRecord, console: Console) -> None:

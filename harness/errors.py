@@ -159,8 +159,8 @@ class EmulationError(InfrastructureError):
     """The emulator executed something else than the code of the kernel under test."""
 
 
-class GuestResetError(EmulationError):
-    """The emulator made a Linux guest reset itself; its host is well."""
+class GuestEmulationError(EmulationError):
+    """The emulator broke a Linux guest; its host is well."""
 
 
 class QmpError(InfrastructureError):

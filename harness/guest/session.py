@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.deadline import Deadline
-from harness.errors import GuestResetError, OracleUnavailable, ProbeError, Violation
+from harness.errors import GuestEmulationError, OracleUnavailable, ProbeError, Violation
 from harness.machine.host import Channel, Host
 
 _ANSWER_SECONDS = 30.0
@@ -140,7 +140,7 @@ def undone(undo: Callable[[], object]) -> Iterator[None]:
     """
     try:
         yield
-    except (OracleUnavailable, GuestResetError):
+    except (OracleUnavailable, GuestEmulationError):
         undo()
         raise
     undo()

@@ -6,13 +6,17 @@ from __future__ import annotations
 import contextlib
 
 from harness.deadline import Deadline
-from harness.errors import GuestResetError, HarnessError, LinuxGuestError, Violation
+from harness.errors import GuestEmulationError, HarnessError, LinuxGuestError, Violation
 from harness.machine.host import Host, HostFacts, Process
 from harness.machine.qmp import Qmp
-from harness.machine.splat import visible
+from harness.machine.splat import Splat, visible
 
 _SECONDS = 30.0
 _KILLED = 128 + 9
+
+_GIVEN_TWICE = "ENTRY_TRAMPOLINE stack guard page was hit"
+"""What a kernel of x86 says that is interrupted at the first instruction of an interrupt's entry:
+it takes itself to have been in the kernel, and goes on with the user's GS."""
 
 
 def explained(name: str, host: Host, process: Process, qmp: Qmp, pid: int) -> HarnessError:
@@ -38,6 +42,16 @@ def explained(name: str, host: Host, process: Process, qmp: Qmp, pid: int) -> Ha
     return LinuxGuestError(f"QEMU of {name} does not answer, nor does its host.")
 
 
+def complained(name: str, splat: Splat, facts: HostFacts) -> HarnessError:
+    """Whose doing it is that the kernel of guest ``name`` reports something."""
+    if facts.emulated and _GIVEN_TWICE in splat.line:
+        return GuestEmulationError(
+            f"QEMU's emulation gave {name} an interrupt twice (this is {facts.qemu_version}; see "
+            f"docs/emulation.md), and its kernel says: {splat.line}"
+        )
+    return Violation("guest", "no complaint of the guest's kernel", splat.excerpt)
+
+
 def _was_reset(qmp: Qmp) -> bool:
     """Whether it was the guest that ended QEMU, by a reset."""
     ends = [event["data"] for event in qmp.events() if event["event"] == "SHUTDOWN"]
@@ -46,7 +60,7 @@ def _was_reset(qmp: Qmp) -> bool:
 
 def _reset(name: str, facts: HostFacts) -> HarnessError:
     if facts.emulated:
-        return GuestResetError(
+        return GuestEmulationError(
             f"{name} reset itself without a word. Under QEMU's emulation that happens now and "
             f"then (this is {facts.qemu_version}), so it says nothing about the kernel; use a "
             "machine with nested KVM."

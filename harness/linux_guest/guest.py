@@ -31,7 +31,7 @@ from harness.guest.process import confine, memory_statistics
 from harness.guest.session import Session
 from harness.image import layout
 from harness.linux_guest.beats import FAILED, READY, Counters, Serial
-from harness.linux_guest.ending import explained
+from harness.linux_guest.ending import complained, explained
 from harness.linux_guest.spec import LinuxGuestSpec
 from harness.machine.boot import forwarded_port
 from harness.machine.host import Process, Shell
@@ -134,11 +134,6 @@ class LinuxGuest:
         return self.session.host.facts.pace
 
     @property
-    def ended(self) -> bool:
-        """Whether its QEMU is gone."""
-        return self._ended()
-
-    @property
     def counters(self) -> Counters:
         """What the workload said last; raises LinuxGuestError before it said anything."""
         if self.serial.last is None:
@@ -174,7 +169,7 @@ class LinuxGuest:
             self.serial.log.settle(Deadline.after(_SETTLE_SECONDS * self.pace, "the guest's log"))
         for splat in self.serial.log.splats(self._ready):
             if not splat.timing:
-                raise Violation("guest", "no complaint of the guest's kernel", splat.excerpt)
+                raise complained(self.name, splat, self.session.host.facts)
         if not state:
             raise self._died()
         if state == "internal-error":

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 
 from harness.deadline import Deadline
-from harness.errors import Violation
+from harness.errors import GuestEmulationError, Violation
 from harness.guest.settings import merging
 from harness.linux_guest.guest import LinuxGuest
 from harness.linux_guest.home import LinuxGuests
@@ -139,18 +139,18 @@ class Crowd:
         self.home.limit("memory.high", "max")
         self._join()
 
-    def replace_ended(self) -> int:
-        """Boot others in place of guests whose QEMU is gone, with no limit; how many there were."""
-        ended = [member for member in self._members if member.guest.ended]
-        for member in ended:
+    def replace_broken(self) -> int:
+        """Boot others in place of guests that the emulator broke, with no limit; how many."""
+        broken = [member for member in self._members if _is_broken(member.guest)]
+        for member in broken:
             last = member.guest.serial.last
             self._ended_verified += last.verified if last else 0
             self._members.remove(member)
             member.stack.close()
         self.home.limit("memory.high", "max")
-        for _ in ended:
+        for _ in broken:
             self._join()
-        return len(ended)
+        return len(broken)
 
     def _join(self) -> None:
         spec = LinuxGuestSpec(
@@ -191,3 +191,11 @@ class Crowd:
             with contextlib.suppress(OSError):
                 total += int(self.home.session.read(f"{directory}/{name}")) * pages
         return total
+
+
+def _is_broken(guest: LinuxGuest) -> bool:
+    try:
+        guest.check()
+    except GuestEmulationError:
+        return True
+    return False

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from harness.deadline import Deadline
 from harness.errors import (
-    GuestResetError,
+    GuestEmulationError,
     HarnessError,
     InfrastructureError,
     KernelUntestableError,
@@ -37,8 +37,8 @@ from harness.workbench import Parts, Wish, Workbench, make_parts
 
 _DUMP_SECONDS = 600.0
 
-_MOST_RESETS = 3
-"""Not so many scenarios in a row may end with a guest that the emulator reset."""
+_MOST_BROKEN = 3
+"""Not so many scenarios in a row may end with a guest that the emulator broke."""
 
 _HOST_MIB, _QEMU_MIB = 512, 64
 """What a host has to have for itself, and for each guest besides that guest's memory."""
@@ -110,7 +110,7 @@ def _require_room(order: Order, host_mib: int) -> None:
 def _soak(crowd: Crowd, order: Order, diary: _Diary) -> None:
     until = Deadline.after(order.seconds, "The soak")
     impossible: set[str] = set()
-    resets = 0
+    in_a_row = 0
     crowd.audit()
     for name in chosen(crowd):
         if until.expired:
@@ -125,12 +125,12 @@ def _soak(crowd: Crowd, order: Order, diary: _Diary) -> None:
                 diary.impossible(name, error)
                 impossible.add(name)
             crowd.audit()
-            resets = 0
-        except GuestResetError as error:
-            resets += 1
-            if resets == _MOST_RESETS or not (replaced := crowd.replace_ended()):
+            in_a_row = 0
+        except GuestEmulationError as error:
+            in_a_row += 1
+            if in_a_row == _MOST_BROKEN or not (replaced := crowd.replace_broken()):
                 raise
-            diary.reset(replaced, error)
+            diary.broken(replaced, error)
 
 
 class _Diary:
@@ -142,7 +142,7 @@ class _Diary:
         self._progress = progress
         self._steps: list[Step] = []
         self._samples: list[Sample] = []
-        self._resets = 0
+        self._broken = 0
         self._began = time.monotonic()
         progress.note(f"Seed {order.seed}")
 
@@ -155,9 +155,9 @@ class _Diary:
         """This host cannot be put under a scenario."""
         self._progress.note(f"Not tried any more: {name}. {why}")
 
-    def reset(self, guests: int, why: GuestResetError) -> None:
-        """Guests were lost to the emulator, and others are there instead."""
-        self._resets += guests
+    def broken(self, guests: int, why: GuestEmulationError) -> None:
+        """Guests were broken by the emulator, and others are there instead."""
+        self._broken += guests
         self._progress.note(f"{why} Another guest takes its place.")
 
     def take(self, sample: Sample) -> None:
@@ -177,7 +177,7 @@ class _Diary:
             samples=tuple(self._samples),
             # Linux counts in KiB.
             own_memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10,
-            resets=self._resets,
+            broken=self._broken,
             failure=str(failure) if failure else "",
         )
 

@@ -46,7 +46,7 @@ class Step:
 class Soak:
     """A soak from its beginning to its end; ``failure`` is empty when nothing was wrong.
 
-    ``resets`` is how many guests the emulator reset, so that they were replaced.
+    ``broken`` is how many guests the emulator broke, so that they were replaced.
     """
 
     seed: int
@@ -56,7 +56,7 @@ class Soak:
     samples: tuple[Sample, ...]
     own_memory: int
     failure: str = ""
-    resets: int = 0
+    broken: int = 0
 
     @property
     def verified(self) -> int:
@@ -88,10 +88,10 @@ def as_text(soak: Soak) -> str:
         f"{soak.verified / _MIB:.0f} MiB verified, {rate:.1f} MiB/s",
         f"{soak.own_memory / _MIB:.0f} MiB of memory used by the harness itself",
     ]
-    if soak.resets:
+    if soak.broken:
         lines.append(
-            f"{soak.resets} of its guests reset themselves without a word, which under emulation "
-            "says nothing about the kernel, and were replaced"
+            f"{soak.broken} of the guests were broken by QEMU's emulation, which says nothing "
+            "about the kernel, and were replaced"
         )
     if soak.failure:
         last = soak.steps[-1].name if soak.steps else "the boot"

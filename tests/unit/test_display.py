@@ -99,6 +99,18 @@ def test_the_screen_that_cannot_show_a_character_gets_an_escape() -> None:
     assert stream.getvalue() == "    \\u4e16 ü \\x1b[31m\n"
 
 
+def test_an_update_that_is_too_long_loses_its_own_end_and_nothing_else() -> None:
+    stream = Tty()
+    console = display.console(stream, {"TERM": "xterm", "COLUMNS": "60"})
+    progress = display.Terminal(console)
+    with progress.phase("Soak of guests"):
+        progress.update("swap storm: " + "many words " * 20)
+        assert progress._live is not None
+        progress._live.refresh()
+    shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", stream.getvalue())
+    assert re.search(r"Soak of guests 0 s swap storm: many words", shown)
+
+
 def test_finished_phases_stay_on_a_terminal() -> None:
     stream = Tty()
     progress = display.progress(stream, {"TERM": "xterm", "NO_COLOR": "1", "COLUMNS": "100"})

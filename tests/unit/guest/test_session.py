@@ -11,7 +11,13 @@ import pytest
 from fake_session import FakeChannel, FakeHost, session_with
 
 from harness.deadline import Deadline
-from harness.errors import DeadlineError, GuestResetError, OracleUnavailable, ProbeError, Violation
+from harness.errors import (
+    DeadlineError,
+    GuestEmulationError,
+    OracleUnavailable,
+    ProbeError,
+    Violation,
+)
 from harness.guest.session import GuestLost, parse, session
 
 
@@ -196,7 +202,7 @@ def test_a_setting_lasts_as_long_as_its_context() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "back"), [(OracleUnavailable, True), (GuestResetError, True), (Violation, False)]
+    ("error", "back"), [(OracleUnavailable, True), (GuestEmulationError, True), (Violation, False)]
 )
 def test_a_setting_is_put_back_where_the_host_is_kept(
     error: type[Exception], *, back: bool

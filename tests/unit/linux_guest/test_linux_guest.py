@@ -18,7 +18,7 @@ from harness.deadline import Deadline
 from harness.errors import (
     CommandError,
     DeadlineError,
-    GuestResetError,
+    GuestEmulationError,
     HarnessError,
     HostLostError,
     KernelSplat,
@@ -42,6 +42,7 @@ from harness.linux_guest.spec import LinuxGuestSpec
 from harness.machine.ssh import RunKeys
 
 PANIC = b"[   12.345678] Kernel panic - not syncing: Attempted to kill init! exitcode=0x0000000b"
+TWICE = b"[   18.359000] BUG: ENTRY_TRAMPOLINE stack guard page was hit at 00000000918c1336"
 LOCKUP = b"[   12.345678] watchdog: BUG: soft lockup - CPU#0 stuck for 26s! [workload:77]"
 FDS = (
     "0 /dev/null\n7 anon_inode:kvm\n9 anon_inode:kvm-vm\n12 /memfd:window (deleted)\n"
@@ -254,6 +255,16 @@ def test_a_panic_of_the_guest_is_the_hosts_doing(parts: SimpleNamespace, guest: 
     assert caught.value.oracle == "guest"
 
 
+@pytest.mark.parametrize(("emulated", "blamed"), [(False, Violation), (True, GuestEmulationError)])
+def test_an_interrupt_that_came_twice_is_the_emulators_doing(
+    parts: SimpleNamespace, guest: LinuxGuest, blamed: type[HarnessError], *, emulated: bool
+) -> None:
+    parts.host.facts.emulated = emulated
+    parts.serial.take(TWICE)
+    with pytest.raises(blamed, match="ENTRY_TRAMPOLINE"):
+        guest.check()
+
+
 def test_what_a_starved_machine_causes_is_no_complaint(
     parts: SimpleNamespace, guest: LinuxGuest
 ) -> None:
@@ -289,7 +300,7 @@ def test_a_qemu_that_dies_is_infrastructure(
         guest.watch()
 
 
-@pytest.mark.parametrize(("emulated", "blamed"), [(False, Violation), (True, GuestResetError)])
+@pytest.mark.parametrize(("emulated", "blamed"), [(False, Violation), (True, GuestEmulationError)])
 def test_a_guest_that_resets_itself_is_the_hosts_doing_where_nothing_is_emulated(
     parts: SimpleNamespace, guest: LinuxGuest, blamed: type[HarnessError], *, emulated: bool
 ) -> None:

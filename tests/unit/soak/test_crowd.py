@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from harness.errors import LinuxGuestError, Violation
+from harness.errors import GuestEmulationError, LinuxGuestError, Violation
 from harness.linux_guest.spec import LinuxGuestSpec
 from harness.soak import crowd as module
 from harness.soak.crowd import Crowd
@@ -27,12 +27,16 @@ class FakeGuest:
         self.pid, self.vm_fd = number, 9
         self.counters = SimpleNamespace(verified=100 * number)
         self.serial = SimpleNamespace(silence=float(number), last=self.counters)
-        self.killed = self.ended = False
+        self.killed = self.ended = self.broken = False
         self.watched = 0
 
     def order(self, order: str) -> Any:
         assert order == "check"
         return SimpleNamespace(visit=("visit", self.pid))
+
+    def check(self) -> None:
+        if self.broken:
+            raise GuestEmulationError("It was given an interrupt twice.")
 
     def watch(self) -> None:
         self.watched += 1
@@ -183,12 +187,12 @@ def test_a_guest_is_replaced_and_what_it_verified_still_counts(home: FakeHome) -
     assert home.limits == [("memory.high", "max", 2)]
 
 
-def test_a_guest_that_is_gone_is_replaced_without_limits(home: FakeHome) -> None:
+def test_a_guest_that_the_emulator_broke_is_replaced_without_limits(home: FakeHome) -> None:
     seen: list[Sample] = []
     with gathered(home, seen) as crowd:
-        assert crowd.replace_ended() == 0
-        home.made[0].ended = True
-        assert crowd.replace_ended() == 1
+        assert crowd.replace_broken() == 0
+        home.made[0].broken = True
+        assert crowd.replace_broken() == 1
         assert [guest.pid for guest in crowd.guests] == [2, 3]
         crowd.audit()
     assert seen[-1].verified == 100 + 200 + 300

@@ -17,7 +17,7 @@ import pytest
 from harness.deadline import Deadline
 from harness.display import Plain
 from harness.errors import (
-    GuestResetError,
+    GuestEmulationError,
     HarnessError,
     HostLostError,
     KernelSplat,
@@ -86,7 +86,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
             it.audits += 1
             self._take(SAMPLE)
 
-        def replace_ended(self) -> int:
+        def replace_broken(self) -> int:
             it.replaced += it.ended
             return int(it.ended)
 
@@ -162,13 +162,13 @@ def test_a_guest_that_the_emulator_reset_is_replaced_and_counted(
     def now_and_then(crowd: object) -> None:
         world.done.append("")
         if len(world.done) % 2:
-            raise GuestResetError("It reset itself.")
+            raise GuestEmulationError("It reset itself.")
 
     world.steps["storm"] = now_and_then
     soak, failure, path = run(tmp_path)
     assert failure is None
-    assert soak.resets == world.replaced >= 1
-    assert f"{soak.resets} of its guests reset themselves" in (path / "soak.txt").read_text()
+    assert soak.broken == world.replaced >= 1
+    assert f"{soak.broken} of the guests were broken" in (path / "soak.txt").read_text()
 
 
 @pytest.mark.parametrize(("ended", "steps"), [(1, 3), (0, 1)])
@@ -176,12 +176,12 @@ def test_guests_that_are_reset_each_time_or_a_host_that_failed_end_it(
     world: SimpleNamespace, tmp_path: Path, ended: int, steps: int
 ) -> None:
     def always(crowd: object) -> None:
-        raise GuestResetError("It reset itself.")
+        raise GuestEmulationError("It reset itself.")
 
     world.ended = ended
     world.steps["storm"] = always
     soak, failure, _ = run(tmp_path, 60)
-    assert isinstance(failure, GuestResetError)
+    assert isinstance(failure, GuestEmulationError)
     assert len(soak.steps) == steps
 
 
