@@ -287,8 +287,10 @@ class GuestMemory(ProbeProcess):
                 if left <= pages or fruitless == _SQUEEZE_FRUITLESS:
                     break
                 self.session.ask("drain_lru")
-                step = min(_SQUEEZE_STEP, left - pages) * layout.PAGE_BYTES
-                self.limit("memory.max", charged - step)
+                # More with each step in vain, or reclaim is content with the VMM's own pages, which
+                # come back at once, and a last page of the guest that is active stays.
+                step = min(_SQUEEZE_STEP, left - pages + fruitless)
+                self.limit("memory.max", charged - step * layout.PAGE_BYTES)
                 before, left = left, self._in_memory()
                 least, charged = charged, min(charged, self._charged())
                 fruitless = 0 if left < before or charged < least else fruitless + 1

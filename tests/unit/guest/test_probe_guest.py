@@ -684,14 +684,16 @@ def test_a_kernel_without_uprobes_sets_no_breakpoint(agent: Scripted, guest: Pro
 class Squeezed(Scripted):
     """A guest whose pages leave memory as its limit sinks, but for ``stuck`` of them.
 
-    Pages of ``files`` that are charged to the same cgroup go before them.
+    Pages of ``files`` that are charged to the same cgroup go before them, and so do ``eager`` ones,
+    which are back each time.
     """
 
-    def __init__(self, stuck: int = 0, files: int = 0) -> None:
+    def __init__(self, stuck: int = 0, files: int = 0, eager: int = 0) -> None:
         super().__init__()
         self.left = PAGES
         self.stuck = stuck
         self.files = files
+        self.eager = eager
         self.limits: list[str] = []
         self.scores: list[str] = []
         self.answers.update(
@@ -712,7 +714,7 @@ class Squeezed(Scripted):
         if path.endswith("memory.max"):
             self.limits.append(text)
             if text != "max":
-                wanted = (self.charged - int(text)) // 4096
+                wanted = max(0, (self.charged - int(text)) // 4096 - self.eager)
                 from_files = min(wanted, self.files)
                 self.files -= from_files
                 self.left = max(self.stuck, self.left - wanted + from_files)
@@ -721,9 +723,13 @@ class Squeezed(Scripted):
 
 
 @pytest.mark.usefixtures("clock")
-@pytest.mark.parametrize(("stuck", "files", "left"), [(0, 0, 2), (5, 0, 5), (0, 200, 2)])
-def test_a_limit_is_lowered_as_far_as_it_goes_and_lifted(stuck: int, files: int, left: int) -> None:
-    agent = Squeezed(stuck, files)
+@pytest.mark.parametrize(
+    ("stuck", "files", "eager", "left"), [(0, 0, 0, 2), (5, 0, 0, 5), (0, 200, 0, 2), (0, 0, 3, 2)]
+)
+def test_a_limit_is_lowered_as_far_as_it_goes_and_lifted(
+    stuck: int, files: int, eager: int, left: int
+) -> None:
+    agent = Squeezed(stuck, files, eager)
     session, _ = session_with(agent)
     guest = ProbeGuest(session, "guest1", FACTS, "/sys/fs/cgroup/mmu-guest1")
     assert guest.squeeze(2) == left
