@@ -24,10 +24,14 @@ def frozen(session: Session, cgroup: str) -> Iterator[None]:
     """No process of the cgroup runs while the context is open, and so no vcpu of theirs.
 
     But for one that does not stop in time, as it is in the kernel: whether it may be is for those
-    to judge that look at it. cgroup.freeze came with commit 76f969e8948d ("cgroup: cgroup v2
-    freezer") (in v5.2).
+    to judge that look at it. And but for kernels before commit 76f969e8948d ("cgroup: cgroup v2
+    freezer") (in v5.2), on which all run on.
     """
-    session.ask("write", path=f"{cgroup}/cgroup.freeze", text="1")
+    try:
+        session.ask("write", path=f"{cgroup}/cgroup.freeze", text="1")
+    except FileNotFoundError:
+        yield
+        return
     deadline = Deadline.after(_SECONDS * session.host.facts.pace, "Freezing the guests")
     for _ in deadline.ticks():
         if "frozen 1" in session.read(f"{cgroup}/cgroup.events"):

@@ -48,6 +48,17 @@ def test_who_cannot_stop_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> N
     assert session.log[-2:] == ["looked at", "0"]
 
 
+def test_a_kernel_that_cannot_freeze_lets_them_run() -> None:
+    session: Any = FakeSession("0")
+
+    def refuse(op: str, path: str, text: str) -> None:
+        raise FileNotFoundError(path)
+
+    session.ask = refuse
+    with frozen(session, "/cg"):
+        assert session.log == []
+
+
 def test_they_go_on_after_a_test_that_is_skipped_but_not_on_a_host_that_is_lost() -> None:
     for error, last in ((OracleUnavailable("no"), "0"), (HostLostError("gone"), "?")):
         session: Any = FakeSession("1")
