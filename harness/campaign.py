@@ -3,7 +3,8 @@
 
 Each check is a process of its own, the very command that a person would type, with its own results
 directory below ours; what is judged is what it wrote there. Controls are checked beside each other,
-because a check that fails waits for seconds to be sure.
+because a check that fails waits for seconds to be sure, in forks of a process that has loaded what
+a check needs.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from harness.control import ControlSeries, all_controls, split
 from harness.crew import Crew, Given, Lost, pieces
 from harness.deadline import Deadline
 from harness.errors import ExitCode, HarnessError, Interrupted, UsageError
+from harness.forked import run_forked
 from harness.kernel import reference
 from harness.kill_matrix import WELL, Matrix, Row, Run, judged, unobservable
 from harness.machine.accelerator import choose
@@ -63,11 +65,21 @@ class Plan:
     at_once: int | None = None
 
 
-class Campaign:
-    """One run of a plan; ``results`` is where its directory is made, once there is a kernel."""
+Command = Callable[[Sequence[str]], int]
+"""Runs the words of a command line in this process, and returns the exit code."""
 
-    def __init__(self, plan: Plan, store: Store, results: Path, progress: Progress) -> None:
+
+class Campaign:
+    """One run of a plan; ``results`` is where its directory is made, once there is a kernel.
+
+    ``command`` is the command line of the harness, of which each check is a call.
+    """
+
+    def __init__(
+        self, plan: Plan, store: Store, results: Path, progress: Progress, command: Command
+    ) -> None:
         self.directory: Path | None = None
+        self._command = command
         self._plan = plan
         self._store = store
         self._results = results.absolute()
@@ -156,7 +168,7 @@ class Campaign:
         words.append(f"--hosts={min(self._workers, os.cpu_count() or 1)}")
         with self._progress.phase("The good kernel"):
             selected = f"-k{expression(scenarios)}"
-            return self._check(_GOOD, [*words, *_modes(modes), *SUITES, selected])
+            return self._check(_GOOD, [*words, *_modes(modes), *SUITES, selected], self._started)
 
     def _lacking(self, item: Entry, good: Run) -> str:
         """What the good kernel lacks that all who should see a control need, or nothing."""
@@ -177,7 +189,7 @@ class Campaign:
             return Run(ExitCode.USAGE)
         # One host each, because there are several checks already.
         words = [f"--control={item.name}", "--hosts=1", *_modes(modes), *tests]
-        return self._check(item.name, words)
+        return self._check(item.name, words, self._forked)
 
     @property
     def _workers(self) -> int:
@@ -189,26 +201,25 @@ class Campaign:
     def _modes(self, item: Entry) -> tuple[str, ...]:
         return self._plan.modes or item.modes
 
-    def _check(self, name: str, words: Sequence[str]) -> Run:
+    def _check(self, name: str, words: Sequence[str], how: _How) -> Run:
         """One check; a second one where the first broke for reasons of infrastructure.
 
         What breaks twice in the same place is no accident; what breaks once proves nothing.
         """
-        run = self._once(name, words)
+        run = self._once(name, words, how)
         if run.code != ExitCode.INFRASTRUCTURE:
             return run
         self._progress.note(f"{name} broke, and is tried again: {' '.join(run.reasons)}")
-        again = self._once(f"{name}-again", words)
+        again = self._once(f"{name}-again", words, how)
         return dataclasses.replace(again, seconds=again.seconds + run.seconds)
 
-    def _once(self, name: str, words: Sequence[str]) -> Run:
+    def _once(self, name: str, words: Sequence[str], how: _How) -> Run:
         assert self.directory is not None, "run() comes first"
         directory = self.directory / "runs" / name
         directory.mkdir(parents=True)
         jobs = [f"--jobs={self._plan.jobs}"] if self._plan.jobs else []
-        argv = [
-            # Not the current directory's idea of a module called harness.
-            *(sys.executable, "-P", "-m", "harness", "check"),
+        command = [
+            "check",
             f"--kernel={self._plan.kernel}",
             f"--accel={self._plan.accelerator}",
             f"--results={directory}",
@@ -217,8 +228,23 @@ class Campaign:
             *words,
         ]
         deadline = Deadline.after(_CHECK_SECONDS, f"The check of {name}")
-        done = run_logged(argv, deadline, directory / "output.log", on_line=self._progress.update)
-        return read_run(directory / "latest", done.status, done.seconds)
+        status, seconds = how(command, deadline, directory / "output.log")
+        return read_run(directory / "latest", status, seconds)
+
+    def _started(self, words: Sequence[str], deadline: Deadline, log: Path) -> tuple[int, float]:
+        """Start a check anew, so that its progress is seen; its status and its seconds."""
+        # Not the current directory's idea of a module called harness.
+        argv = [sys.executable, "-P", "-m", "harness", *words]
+        done = run_logged(argv, deadline, log, on_line=self._progress.update)
+        return done.status, done.seconds
+
+    def _forked(self, words: Sequence[str], deadline: Deadline, log: Path) -> tuple[int, float]:
+        """Run a check in a fork; its status and its seconds."""
+        return run_forked(lambda: self._command(words), deadline, log)
+
+
+_How = Callable[[Sequence[str], Deadline, Path], tuple[int, float]]
+"""Runs the words of a command line, with its output in a log; its status and its seconds."""
 
 
 def chosen(plan: Plan, store: Store, progress: Progress) -> tuple[ControlSeries, tuple[Entry, ...]]:

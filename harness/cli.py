@@ -8,6 +8,7 @@ themselves, so that a kernel that is in the store is found without a wait for it
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import secrets
 import signal
@@ -297,10 +298,13 @@ def controls(
     """
     from harness.campaign import Campaign, Plan
 
+    # What the checks need is loaded once: those of controls are forks of this process.
+    for module in ("harness.suite", "drgn"):
+        importlib.import_module(module)
     chosen = tuple(str(mmu.parse(mode)) for mode in modes)
     plan = Plan(kernel, tuple(names), chosen, accel, jobs, every, at_once)
     with _opened() as (_, store, progress):
-        campaign = Campaign(plan, store, Path(results), progress)
+        campaign = Campaign(plan, store, Path(results), progress, _exit_code)
         matrix = campaign.run()
     display.show_matrix(matrix, display.console(sys.stdout))
     click.echo(f"Results: {campaign.directory}")
@@ -370,9 +374,11 @@ def main() -> None:
     sys.exit(int(_exit_code()))
 
 
-def _exit_code() -> int:
+def _exit_code(words: Sequence[str] | None = None) -> int:
+    """Run these words, or those that this process was started with; raises nothing."""
     try:
-        return int(command.main(standalone_mode=False) or 0)
+        given = None if words is None else list(words)
+        return int(command.main(given, "mmu-harness", standalone_mode=False) or 0)
     except click.exceptions.Exit as end:
         return end.exit_code
     except click.ClickException as error:

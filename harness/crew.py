@@ -74,6 +74,16 @@ Serve = Callable[[int, Given, Callable[[object], None]], None]
 """What a worker does: it is given its number, the pieces, and how to tell of what came of them."""
 
 
+def die_with(parent: int) -> None:
+    """Have this process end when its parent does, or now if that has happened already.
+
+    Whoever kills the parent for good must not leave us, or the janitor would wait for us.
+    """
+    ctypes.CDLL(None).prctl(_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
 def pieces(kinds: Sequence[str], longest: int) -> list[Piece]:
     """The numbers of ``kinds`` in pieces of one kind and of at most ``longest``, in order."""
     groups: dict[str, list[int]] = {}
@@ -195,10 +205,7 @@ def _work(
     parent: int,
 ) -> None:
     """Be a worker."""
-    # Whoever kills the parent for good must not leave us, or the janitor would wait for us.
-    ctypes.CDLL(None).prctl(_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:
-        return
+    die_with(parent)
     for other in inherited:
         other.close()
     serve(number, given, connection.send)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,16 @@ class Checks:
             (run / "results.json").write_text(json.dumps(document))
         return Completed(tuple(words), code, "", "", 2.0)
 
+    def keep(self, words: Sequence[str]) -> int:
+        """The command of a check that is forked: keeps its words for forked()."""
+        self.words = list(words)
+        return 0
+
+    def forked(self, action: Callable[[], int], deadline: object, log: Path) -> tuple[int, float]:
+        action()
+        done = self(self.words, deadline, log)
+        return done.status, done.seconds
+
 
 @pytest.fixture
 def run_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
@@ -75,9 +85,10 @@ def run_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def run(plan: Plan, checks: Checks) -> Any:
         monkeypatch.setattr(campaign, "run_logged", checks)
+        monkeypatch.setattr(campaign, "run_forked", checks.forked)
         # What another process asks is not to be seen here.
         plan = dataclasses.replace(plan, at_once=plan.at_once or 1)
-        return Campaign(plan, Store(tmp_path / "store"), tmp_path, Silent()).run()
+        return Campaign(plan, Store(tmp_path / "store"), tmp_path, Silent(), checks.keep).run()
 
     return run
 

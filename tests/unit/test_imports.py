@@ -50,11 +50,12 @@ MAY_IMPORT = {
     "secondary": VOCABULARY | ROOMS | {"workbench", "secondary_mmu"},
     "run": VOCABULARY | ROOMS | {"control", "workbench", "coverage", "secondary"},
     "crew": set[str](),
+    "forked": {"crew", "deadline"},
     "spread": {"errors", "result", "run", "crew"},
     # What runs the product itself, again and again, and what measures with it.
     "campaign": VOCABULARY
     | {"kernel", "machine", "result"}
-    | {"control", "workbench", "catalogue", "kill_matrix", "crew"},
+    | {"control", "workbench", "catalogue", "kill_matrix", "crew", "forked"},
     "comparing": VOCABULARY | {"kernel", "result", "control", "workbench", "comparison", "measure"},
     "soak": VOCABULARY | ROOMS | {"workbench"},
     "measure": {"errors", "guest", "oracle", "result", "comparison"},
