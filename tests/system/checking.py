@@ -39,8 +39,7 @@ def verdict(tmp_path: Path, *words: str) -> Checked:
 
     Seen once in six runs on a prebuilt 6.1 under emulation: the host stood still for good while a
     tracepoint was switched. Its log had a report of the kind that a starved machine causes. And
-    emulated machines reset themselves now and then, one in five of the guests that are Linux
-    (docs/emulation.md).
+    QEMU's emulation breaks a Linux guest now and then (docs/emulation.md).
     """
     for _ in range(MOST_ATTEMPTS - 1):
         checked = check(tmp_path, *words)
