@@ -20,6 +20,7 @@ mix the two::
     │   ├── StoreError                   the cache cannot be read or written
     │   ├── QemuError                    QEMU did not start, or died
     │   ├── EmulationError               QEMU ran something else than the kernel's code
+    │   │   └── GuestEmulationError      it broke a Linux guest, and its host is well
     │   ├── QmpError                     QEMU did not answer as QMP promises
     │   ├── HostLostError                the connection to the host is gone
     │   ├── ProbeError                   the probe inside the host broke its protocol
