@@ -108,29 +108,47 @@ def _require_room(order: Order, host_mib: int) -> None:
 
 
 def _soak(crowd: Crowd, order: Order, diary: _Diary) -> None:
+    """One scenario after the other until the time is over, and one has come to its end.
+
+    Raises GuestEmulationError where too many in a row did not, and OracleUnavailable on a host that
+    can be put under none.
+    """
     until = Deadline.after(order.seconds, "The soak")
     impossible: set[str] = set()
-    in_a_row = 0
+    completed = in_a_row = 0
     crowd.audit()
     for name in chosen(crowd):
-        if until.expired:
+        if until.expired and completed:
             return
         if name in impossible:
             continue
         diary.begin(name)
         try:
-            try:
-                STEPS[name](crowd)
-            except OracleUnavailable as error:
-                diary.impossible(name, error)
-                impossible.add(name)
+            lacking = _lacking(crowd, name)
             crowd.audit()
-            in_a_row = 0
         except GuestEmulationError as error:
             in_a_row += 1
             if in_a_row == _MOST_BROKEN or not (replaced := crowd.replace_broken()):
                 raise
             diary.broken(replaced, error)
+            continue
+        in_a_row = 0
+        if lacking is None:
+            completed += 1
+            continue
+        diary.impossible(name, lacking)
+        impossible.add(name)
+        if impossible == STEPS.keys():
+            raise lacking
+
+
+def _lacking(crowd: Crowd, name: str) -> OracleUnavailable | None:
+    """Put the guests under a scenario; what the host lacks for it, if anything."""
+    try:
+        STEPS[name](crowd)
+    except OracleUnavailable as error:
+        return error
+    return None
 
 
 class _Diary:

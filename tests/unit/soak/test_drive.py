@@ -171,6 +171,31 @@ def test_a_guest_that_the_emulator_reset_is_replaced_and_counted(
     assert f"{soak.broken} of the guests were broken" in (path / "soak.txt").read_text()
 
 
+def test_a_soak_without_a_scenario_that_came_to_its_end_is_no_pass(
+    world: SimpleNamespace, tmp_path: Path
+) -> None:
+    def broken_once(crowd: object) -> None:
+        world.done.append("")
+        if len(world.done) == 1:
+            raise GuestEmulationError("It reset itself.")
+
+    world.steps["storm"] = broken_once
+    soak, failure, _ = run(tmp_path, 0.0)
+    assert failure is None
+    assert (len(world.done), soak.broken) == (2, 1)
+
+
+def test_a_host_that_can_be_put_under_no_scenario_is_untestable(
+    world: SimpleNamespace, tmp_path: Path
+) -> None:
+    def lack(crowd: object) -> None:
+        raise OracleUnavailable("This kernel has no KSM.")
+
+    world.steps.update(one=lack, other=lack)
+    with pytest.raises(KernelUntestableError, match="no KSM"):
+        run(tmp_path, 60)
+
+
 @pytest.mark.parametrize(("ended", "steps"), [(1, 3), (0, 1)])
 def test_guests_that_are_reset_each_time_or_a_host_that_failed_end_it(
     world: SimpleNamespace, tmp_path: Path, ended: int, steps: int
