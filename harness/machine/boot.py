@@ -109,6 +109,7 @@ def _make_disks(spec: HostSpec, paths: RunPaths, keys: RunKeys, nonce: str) -> N
         "ssh_host_ed25519_key": keys.host_private,
         "authorized_keys": keys.authorized,
         "sysctl": sysctl.encode(),
+        "cpus": f"{spec.cpus_in_use}\n".encode(),
     }
     write_seed(paths.seed, files)
     if spec.swap_mib > 0:

@@ -57,6 +57,7 @@ class HostSpec:
     ``root`` and ``modules`` are raw ext4 images, which are never written to; ``data`` is a raw
     image that the host may write to. ``pmem_mib`` is memory that the host has as a persistent
     device, empty at each boot. ``parameters`` are added at the end of the kernel's command line.
+    ``cpus`` is how many CPUs processes and guests have; an emulated host has one more.
     """
 
     kernel: Path
@@ -73,6 +74,26 @@ class HostSpec:
     pmem_mib: int = 0
     parameters: tuple[str, ...] = ()
     sysctl: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def bystanders(self) -> int:
+        """How many of the first CPUs no process may use, and so no guest.
+
+        Each CPU that QEMU emulates writes to a word of the first one's state whenever it restores
+        its FPU, and takes from it what the first one noted there meanwhile of its guest: see
+        docs/emulation.md.
+        """
+        return 1 if self.accelerator.name == "tcg" else 0
+
+    @property
+    def all_cpus(self) -> int:
+        """How many CPUs the machine has."""
+        return self.bystanders + self.cpus
+
+    @property
+    def cpus_in_use(self) -> str:
+        """The CPUs that processes and guests have, as taskset and cpuset write them."""
+        return f"{self.bystanders}-{self.all_cpus - 1}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,7 +182,7 @@ def _processor(spec: HostSpec) -> list[str]:
     return [
         *("-machine", machine, "-accel", accelerator, "-cpu", spec.accelerator.cpu),
         # A socket each: the kernel warns about cores of one socket in different NUMA nodes.
-        *("-smp", f"cpus={spec.cpus},sockets={spec.cpus},cores=1,threads=1"),
+        *("-smp", f"cpus={spec.all_cpus},sockets={spec.all_cpus},cores=1,threads=1"),
     ]
 
 
@@ -176,8 +197,8 @@ def _memory(spec: HostSpec) -> list[str]:
         share = spec.memory_mib - size * (spec.numa_nodes - 1) if node == 0 else size
         words += ["-object", f"memory-backend-ram,id=ram{node},size={share}M"]
         words += ["-numa", f"node,nodeid={node},memdev=ram{node}"]
-    for cpu in range(spec.cpus):
-        node = cpu * spec.numa_nodes // spec.cpus
+    for cpu in range(spec.all_cpus):
+        node = max(cpu - spec.bystanders, 0) * spec.numa_nodes // spec.cpus
         words += ["-numa", f"cpu,node-id={node},socket-id={cpu},core-id=0,thread-id=0"]
     return words
 

@@ -110,6 +110,12 @@ def test_slow_command_is_a_deadline_and_the_host_lives_on(host: QemuHost) -> Non
     assert host.run(["echo", "alive"], soon()).stdout == "alive\n"
 
 
+def test_processes_keep_to_the_cpus_that_guests_may_have(host: QemuHost, parts: Parts) -> None:
+    status = host.run(["cat", "/proc/self/status"], soon()).stdout
+    allowed = dict(line.split(":\t", 1) for line in status.splitlines())["Cpus_allowed_list"]
+    assert allowed == host_spec(parts, Mmu.TDP).cpus_in_use
+
+
 def test_memory_can_be_read_while_the_cpus_stand_still(host: QemuHost) -> None:
     with host.paused():
         try:

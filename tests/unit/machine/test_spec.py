@@ -122,12 +122,25 @@ def test_comma_is_escaped() -> None:
 
 
 def test_memory_and_cpus_are_spread_over_nodes() -> None:
-    words = argv(dataclasses.replace(SPEC, memory_mib=1001, cpus=4, numa_nodes=2), RUN)
+    spec = dataclasses.replace(SPEC, accelerator=KVM, memory_mib=1001, cpus=4, numa_nodes=2)
+    words = argv(spec, RUN)
     sizes = [word.rpartition("size=")[2] for word in values(words, "-object")]
     assert sizes == ["501M", "500M"]
     nodes = [word for word in values(words, "-numa") if word.startswith("cpu")]
     assert [word.split(",")[1] for word in nodes] == [f"node-id={node}" for node in (0, 0, 1, 1)]
     assert values(argv(dataclasses.replace(SPEC, numa_nodes=1), RUN), "-numa") == []
+
+
+def test_nothing_runs_on_the_first_of_emulated_cpus() -> None:
+    emulated = dataclasses.replace(SPEC, accelerator=TCG, cpus=2, numa_nodes=2)
+    assert emulated.cpus_in_use == "1-2"
+    words = argv(emulated, RUN)
+    assert "cpus=3" in values(words, "-smp")[0].split(",")
+    nodes = [word for word in values(words, "-numa") if word.startswith("cpu")]
+    assert [word.split(",")[1] for word in nodes] == [f"node-id={node}" for node in (0, 0, 1)]
+    real = dataclasses.replace(emulated, accelerator=KVM)
+    assert real.cpus_in_use == "0-1"
+    assert "cpus=2" in values(argv(real, RUN), "-smp")[0].split(",")
 
 
 @pytest.mark.parametrize("mmu", list(Mmu))
