@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import enum
 import json
 import os
 import signal
@@ -47,13 +48,22 @@ _CHECK_BYTES, _MOST_AT_ONCE = 4 << 30, 8
 _GOOD = "good"
 
 
+class Asked(enum.StrEnum):
+    """Which of the scenarios that should see a control are asked."""
+
+    FEW = "few"
+    EVERY = "every"
+    LINUX = "linux"
+
+
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """Which controls to run on which kernel, in which MMU modes; no names mean all of them.
 
-    ``every`` asks all scenarios that should see a control, also those that are only to prove that
-    they can fail; ``at_once`` is how many controls are checked at a time, by default as many as
-    this machine bears.
+    ``asked`` is FEW for the scenarios that suffice to see a control, EVERY for those, too, that are
+    only to prove that they can fail, and LINUX for those with Linux guests instead, and only the
+    controls that have some. ``at_once`` is how many controls are checked at a time, by default as
+    many as this machine bears.
     """
 
     kernel: str
@@ -61,7 +71,7 @@ class Plan:
     modes: tuple[str, ...] = ()
     accelerator: str = "auto"
     jobs: int | None = None
-    every: bool = False
+    asked: Asked = Asked.FEW
     at_once: int | None = None
 
 
@@ -159,7 +169,7 @@ class Campaign:
         scenarios = [
             f"{name} {mode}"
             for item in entries
-            for name in (*self._sees(item), *item.blind)
+            for name in (*self._sees(item), *self._blind(item))
             for mode in self._modes(item)
         ]
         modes = dict.fromkeys(mode for item in entries for mode in self._modes(item))
@@ -175,7 +185,7 @@ class Campaign:
         tests = [
             test
             for test in good.results.get("tests", ())
-            if any(matches(scenario, test["id"]) for scenario in item.sees)
+            if any(matches(scenario, test["id"]) for scenario in self._sees(item))
         ]
         if tests and all(test["outcome"] == Outcome.SKIP for test in tests):
             return one_line(str(tests[0]["message"]))
@@ -184,7 +194,7 @@ class Campaign:
     def _control(self, item: Entry, good: Run) -> Run:
         """A control on its scenarios, of those that the good kernel passed."""
         modes = self._modes(item)
-        tests = ordered(self._sees(item), item.blind, good, modes)
+        tests = ordered(self._sees(item), self._blind(item), good, modes)
         if not tests:
             return Run(ExitCode.USAGE)
         # One host each, because there are several checks already.
@@ -196,7 +206,12 @@ class Campaign:
         return self._plan.at_once or _bearable()
 
     def _sees(self, item: Entry) -> tuple[str, ...]:
-        return (*item.sees, *(item.also if self._plan.every else ()))
+        if self._plan.asked is Asked.LINUX:
+            return item.linux
+        return (*item.sees, *(item.also if self._plan.asked is Asked.EVERY else ()))
+
+    def _blind(self, item: Entry) -> tuple[str, ...]:
+        return () if self._plan.asked is Asked.LINUX else item.blind
 
     def _modes(self, item: Entry) -> tuple[str, ...]:
         return self._plan.modes or item.modes
@@ -250,7 +265,7 @@ _How = Callable[[Sequence[str], Deadline, Path], tuple[int, float]]
 def chosen(plan: Plan, store: Store, progress: Progress) -> tuple[ControlSeries, tuple[Entry, ...]]:
     """The patch series for the plan's kernel, and the entries of the controls that it names.
 
-    Raises UsageError for a name that is unknown or that no scenario is known for.
+    Raises UsageError for a name that is unknown or that none of the scenarios asked is known for.
     """
     kernel = reference.parse(plan.kernel)
     for name in plan.names:
@@ -258,12 +273,16 @@ def chosen(plan: Plan, store: Store, progress: Progress) -> tuple[ControlSeries,
     series = all_controls(kernel, store, progress)
     for name in plan.names:
         series.control(name)
-        if entry(name) is None:
+        item = entry(name)
+        if item is None:
             raise UsageError(
                 f"No scenario is known that should see the control {name}; add it to the catalogue."
             )
+        if plan.asked is Asked.LINUX and not item.linux:
+            raise UsageError(f"No scenario with Linux guests is known that should see {name}.")
     wanted = plan.names or series.names
-    return series, tuple(item for item in CATALOGUE if item.name in wanted)
+    entries = (item for item in CATALOGUE if item.name in wanted)
+    return series, tuple(item for item in entries if item.linux or plan.asked is not Asked.LINUX)
 
 
 def ordered(

@@ -110,11 +110,11 @@ class Row:
     @property
     def missed(self) -> tuple[Cell, ...]:
         """The scenarios that were to prove on this control that they can fail, and passed."""
+        proofs = (*self.entry.also, *self.entry.linux)
         return tuple(
             cell
             for cell in self.cells
-            if cell.outcome is Outcome.PASS
-            and any(matches(scenario, cell.id) for scenario in self.entry.also)
+            if cell.outcome is Outcome.PASS and any(matches(proof, cell.id) for proof in proofs)
         )
 
     @property
@@ -262,7 +262,7 @@ def _stop(run: Run, cells: Sequence[Cell]) -> str:
 
 
 def _cell(entry: Entry, test: Mapping[str, Any]) -> Cell:
-    sees = any(matches(pattern, test["id"]) for pattern in (*entry.sees, *entry.also))
+    sees = any(matches(pattern, test["id"]) for pattern in entry.claims)
     violated = [item for item in test["oracles"] if item["name"] == test["oracle"]]
     return Cell(
         id=test["id"],

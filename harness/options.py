@@ -45,6 +45,13 @@ def kernel_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
+SOURCE = click.option(
+    "--kernel",
+    metavar="REF",
+    default=DEFAULT_KERNEL,
+    show_default=True,
+    help="Source tree or deb:linux-source-V.",
+)
 ACCEL = click.option(
     "--accel", metavar="NAME", default="auto", show_default=True, help="kvm, tcg or auto."
 )

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from harness import campaign
-from harness.campaign import Campaign, Plan, chosen, read_run
+from harness.campaign import Asked, Campaign, Plan, chosen, read_run
 from harness.catalogue import CATALOGUE
 from harness.command import Completed
 from harness.control import all_controls
@@ -218,12 +218,36 @@ def test_every_scenario_is_asked_when_that_is_wished(run_plan: Any) -> None:
     also = "tests/kvm/test_userfault.py::test_the_guest_waits_x[tdp-anon]"
     good = json.loads(json.dumps(GOOD[1]))
     good["tests"].append({**good["tests"][0], "id": also})
-    for every in (False, True):
+    for asked in (Asked.FEW, Asked.EVERY):
+        every = asked is Asked.EVERY
         checks = Checks((0, good), KILLED)
-        run_plan(Plan(KERNEL, (NAME,), every=every), checks)
+        run_plan(Plan(KERNEL, (NAME,), asked=asked), checks)
         assert (also in checks.asked[1]) is every
         (expression,) = (word for word in checks.asked[0] if word.startswith("-k"))
         assert ("test_userfault" in expression) is every
+
+
+def test_linux_guests_are_asked_alone(run_plan: Any, tmp_path: Path) -> None:
+    storm = "tests/linux/test_swap_storm.py::test_guests_get_by_x[tdp-2-128-48]"
+    good = json.loads(json.dumps(GOOD[1]))
+    good["tests"].append({**good["tests"][0], "id": storm})
+    failed = {**good["tests"][0], "id": storm, "outcome": "fail"}
+    checks = Checks((0, good), (1, {**KILLED[1], "tests": [failed]}))
+    matrix = run_plan(Plan(KERNEL, ("pre-notifier",), asked=Asked.LINUX), checks)
+    assert [word for word in checks.asked[1] if "::" in word] == [storm]
+    (expression,) = (word for word in checks.asked[0] if word.startswith("-k"))
+    assert "test_reclaim" not in expression
+    assert [row.fate for row in matrix.rows] == [Fate.KILLED]
+
+
+def test_only_controls_that_linux_guests_see_are_tried_on_them(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    _, entries = chosen(Plan(KERNEL, asked=Asked.LINUX), store, Silent())
+    assert {"pre-notifier", "sptes-survive-reclaim"} <= {item.name for item in entries}
+    assert all(item.linux for item in entries)
+    blind = next(item.name for item in CATALOGUE if not item.linux)
+    with pytest.raises(UsageError, match="No scenario with Linux guests"):
+        chosen(Plan(KERNEL, (blind,), asked=Asked.LINUX), store, Silent())
 
 
 def test_an_interrupt_leaves_what_was_done(run_plan: Any, tmp_path: Path) -> None:
