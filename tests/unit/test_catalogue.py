@@ -24,29 +24,7 @@ ROOT = Path(__file__).parents[2]
 WORDS = {"and", "or", "not", "tests", "kvm", "notifier", "parametrize", "secondary_mmu"}
 """What -k reads as its own, or finds in each test."""
 
-_FIELD = "minutes a control under emulation, and its oracles are proven by others"
 UNPROVEN = {
-    f"tests/linux/test_{name}": _FIELD
-    for name in (
-        "field.py::test_three_guests_swap_merge_and_write_to_disks_and_then_there_is_no_swap",
-        "moving_guests.py::test_a_guest_moves_to_another_qemu_while_it_works",
-        "moving_guests.py::test_a_snapshot_in_the_background_is_of_one_moment",
-        "moving_guests.py::test_large_pages_come_and_go_below_a_guest",
-        "moving_guests.py::test_a_guest_on_hugetlb_memory_works",
-        "shared_pages.py::test_a_balloon_takes_memory_and_gives_it_back",
-        "shared_pages.py::test_what_a_guest_reports_as_free_is_free",
-        "shared_pages.py::test_memory_comes_and_goes_with_a_dimm",
-        "shared_pages.py::test_memory_grows_and_shrinks_while_it_is_used",
-        "shared_pages.py::test_what_another_process_punches_or_truncates_is_gone_for_the_guest",
-        "shared_pages.py::test_what_a_guest_has_in_files_is_on_the_disk_after_each_sync",
-        "swap_storm.py::test_a_guest_that_the_oom_killer_ends_gives_all_back_and_the_others_do_"
-        "not_notice",
-        "swap_storm.py::test_a_killed_guest_gives_all_back_and_the_other_does_not_notice",
-    )
-}
-"""Scenarios that no control was seen to break, with the reason."""
-
-UNPROVEN |= {
     f"tests/notifier/test_{name}": why
     for name, why in {
         "tlb_only.py::test_a_miss_faults_the_page_in_and_keeps_no_reference": (
@@ -57,6 +35,7 @@ UNPROVEN |= {
         ),
     }.items()
 }
+"""Scenarios that no control was seen to break, with the reason."""
 
 by_name = pytest.mark.parametrize("item", CATALOGUE, ids=lambda item: item.name)
 

@@ -340,11 +340,22 @@ def test_a_wrong_word_is_the_hosts_doing(parts: SimpleNamespace, guest: LinuxGue
 
 
 def test_a_gap_in_the_guests_own_time_is_no_progress(
-    parts: SimpleNamespace, guest: LinuxGuest
+    parts: SimpleNamespace, guest: LinuxGuest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("harness.linux_guest.guest.slowness", lambda: 1.0)
     parts.serial.take(beat(up=12.5 + STALL_SECONDS + 1))
     with pytest.raises(Violation, match=r"a gap of 11.0 s by its own clock[\s\S]*futex_wait"):
         guest.watch()
+
+
+def test_a_gap_on_a_machine_that_has_become_busy_is_none(
+    guest: LinuxGuest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for up, slow, fails in ((16.0, 1.0, True), (16.0, 3.0, False), (46.0, 2.0, True)):
+        monkeypatch.setattr("harness.linux_guest.guest.slowness", lambda slow=slow: slow)
+        guest.serial.longest_gap = up
+        with pytest.raises(Violation, match="progress") if fails else contextlib.nullcontext():
+            guest.watch()
 
 
 def test_a_guest_that_never_speaks_again_is_no_progress(
