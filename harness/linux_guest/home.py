@@ -35,7 +35,11 @@ _CGROUPS = "/sys/fs/cgroup"
 _CONSOLE_BYTES = 1 << 20
 """What a guest that is well says in an hour."""
 
-_ENTER = 'echo $$ >"$1/cgroup.procs" && echo $$ && shift && exec "$@"'
+# A cpuset may give who enters it more CPUs than it had: see harness/probe/cpus.py.
+_ENTER = """
+cpus=$(taskset -p $$) && echo $$ >"$1/cgroup.procs" && taskset -p "${cpus##* }" $$ >/dev/null &&
+echo $$ && shift && exec "$@"
+"""
 # The memory of the log is made by us, so that none of it is charged to the guest.
 _FOLLOW = ': >"$1"; fallocate -n -l "$2" "$1"; exec tail -c +1 -f "$1"'
 _COMBINE = 'cat "$1" "$2" >"$3"'

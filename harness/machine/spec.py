@@ -137,7 +137,7 @@ def kernel_command_line(spec: HostSpec) -> str:
     """The parameters of the kernel; the last of two equal ones counts, so the caller's do."""
     words = [*_PARAMETERS]
     if spec.accelerator.name == "tcg":
-        words += _TCG_PARAMETERS
+        words += [*_TCG_PARAMETERS, f"irqaffinity={spec.cpus_in_use}"]
     words += [*spec.mmu.parameters, *spec.parameters]
     return " ".join(words)
 

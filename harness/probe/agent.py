@@ -24,6 +24,7 @@ from typing import Any, BinaryIO
 
 from harness.probe import nested, pmem, user, vmm
 from harness.probe.backing import ADVICE, BACKINGS
+from harness.probe.cpus import gather
 from harness.probe.device import Device
 from harness.probe.keeper import keep_a_vm
 from harness.probe.kvm import Statistics
@@ -398,6 +399,7 @@ def main() -> None:
     """Greet, then serve."""
     answers = sys.stdout.buffer
     nonce = sys.argv[1]
+    gather()
     keep_a_vm()
     answers.write(json.dumps({"hello": nonce, "cpus": os.cpu_count()}).encode() + b"\n")
     answers.flush()

@@ -14,10 +14,10 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from harness.probe import layout, leaving, registration
+from harness.probe.cpus import enter
 from harness.probe.device import Device, Refused
 from harness.probe.hammering import Hammering
 from harness.probe.memory import Memory
@@ -31,7 +31,7 @@ def run_user(
     """Be a user: enter the cgroup, map the memory, serve, and never return."""
     signal.signal(signal.SIGUSR1, lambda *_: None)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    (Path(cgroup) / "cgroup.procs").write_text(str(os.getpid()))
+    enter(cgroup)
     serve(connection, User(Memory(pages, backing, path)).handlers())
     os._exit(0)
 

@@ -7,12 +7,12 @@ import dataclasses
 import os
 import signal
 import socket
-from pathlib import Path
 from typing import Any
 
 from harness.probe import ageing, layout, registration, userfault, views
 from harness.probe.aliasing import Aliasing
 from harness.probe.backing import map_anonymous
+from harness.probe.cpus import enter
 from harness.probe.memory import Memory
 from harness.probe.mirror import Mirror
 from harness.probe.race import Race
@@ -49,7 +49,7 @@ def run_vmm(
     signal.signal(signal.SIGUSR1, lambda *_: None)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     machine = VirtualMachine(vcpus, payload, deeper=deeper)
-    (Path(cgroup) / "cgroup.procs").write_text(str(os.getpid()))
+    enter(cgroup)
     memory = Memory(pages, backing, path)
     machine.set_slot(MEMORY_SLOT, layout.MEMORY_GPA, memory.hva, pages * layout.PAGE_BYTES)
     serve(connection, Vmm(machine, memory).handlers())

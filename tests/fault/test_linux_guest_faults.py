@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from harness.deadline import Deadline
 from harness.errors import LinuxGuestError, QmpError, Violation
 from harness.guest.session import Session, session
+from harness.guest.settings import no_swap
 from harness.image.linux_guest import LinuxImage, linux_image
 from harness.janitor import Janitor
 from harness.linux_guest.guest import LinuxGuest
@@ -70,6 +72,15 @@ def awaited(guest: LinuxGuest) -> None:
     guest.await_passes(10**9, seconds=30)
 
 
+def test_a_guest_keeps_to_the_cpus_that_processes_have(guest: LinuxGuest) -> None:
+    def allowed(process: object) -> str:
+        status = guest.session.read(f"/proc/{process}/status").splitlines()
+        return dict(line.split(":\t", 1) for line in status)["Cpus_allowed_list"]
+
+    assert allowed(guest.pid) == allowed(1) != "", "see HostSpec.bystanders"
+    assert allowed(2) != allowed(1) or not guest.session.host.facts.emulated
+
+
 def test_a_guest_that_panics_is_a_failure_of_its_host(guest: LinuxGuest) -> None:
     # Nobody answers this command, for there is nobody any more.
     with pytest.raises(Violation, match="sysrq triggered crash") as caught:
@@ -111,6 +122,31 @@ def test_a_guest_too_large_for_its_cgroup_is_infrastructure(guests: LinuxGuests)
         with pytest.raises(LinuxGuestError, match="OOM killer"):
             awaited(guest)
     guests.limit("memory.max", "max")
+
+
+def test_a_host_out_of_memory_is_infrastructure_and_the_host_goes_on(guest: LinuxGuest) -> None:
+    host = guest.session.host
+    soon = Deadline.after(120, "eating the host's memory")
+    with no_swap(guest.session):
+        guest.on_host(["sh", "-c", f"echo 1000 >/proc/{guest.pid}/oom_score_adj"])
+        # Takes what there is and more, so it is the next one whom the OOM killer ends.
+        host.run(["python3", "-c", "b'x' * (4 << 30)"], soon, check=False)
+        with pytest.raises(LinuxGuestError, match="OOM killer"):
+            awaited(guest)
+    host.check()
+
+
+def test_a_full_disk_of_the_host_is_infrastructure(guests: LinuxGuests) -> None:
+    host = guests.session.host
+    soon = Deadline.after(60, "filling the host's disk")
+    host.run(["sh", "-c", "dd if=/dev/zero of=/var/tmp/full bs=1M 2>/dev/null; true"], soon)
+    spec = dataclasses.replace(SMALL, backing="file")
+    try:
+        with pytest.raises(LinuxGuestError), guests.guest(spec) as guest:
+            awaited(guest)
+    finally:
+        host.run(["rm", "/var/tmp/full"], soon)
+    host.check()
 
 
 def test_a_guest_that_cannot_boot_is_infrastructure(guests: LinuxGuests) -> None:
