@@ -15,14 +15,15 @@ _WORKERS = Path("/sys/devices/virtual/workqueue/cpumask")
 
 
 def enter(cgroup: str) -> None:
-    """Move this process into a cgroup, and have it keep its CPUs.
+    """Move this process into a cgroup, and have all of its threads keep the CPUs of this one.
 
     A cpuset gives who enters it all of its CPUs, and up to v6.1 forgets for which of them the
     process had asked (user_cpus_ptr, read in 6.1 and 6.12).
     """
     cpus = os.sched_getaffinity(0)
     (Path(cgroup) / "cgroup.procs").write_text(str(os.getpid()))
-    os.sched_setaffinity(0, cpus)
+    for thread in Path("/proc/self/task").iterdir():
+        os.sched_setaffinity(int(thread.name), cpus)
 
 
 def gather(processes: Path = Path("/proc"), workers: Path = _WORKERS) -> None:

@@ -25,7 +25,9 @@ def test_a_process_keeps_the_cpus_that_it_had_when_it_entered(
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: cpus if pid == 0 else {0})
     monkeypatch.setattr(os, "sched_setaffinity", ask)
     enter(str(tmp_path))
-    assert asked == [(0, cpus, str(os.getpid()))]
+    threads = {int(thread.name) for thread in Path("/proc/self/task").iterdir()}
+    assert asked == [(thread, cpus, str(os.getpid())) for thread, *_ in asked]
+    assert {thread for thread, *_ in asked} == threads
 
 
 @pytest.fixture
