@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Who enters a cgroup keeps its CPUs."""
+"""Who enters a cgroup keeps its CPUs, and the kernel's threads come to those of processes."""
 
 from __future__ import annotations
 
